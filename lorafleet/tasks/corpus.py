@@ -1,0 +1,139 @@
+"""The rows of a task's split as examples: from the hub, a folder laid out like it, the user's files, or the sample pack."""
+
+import hashlib
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorafleet.config import Tasks
+from lorafleet.errors import TaskError, TooManyBadRows
+from lorafleet.tasks.files import NumberedRow, read_rows
+from lorafleet.tasks.task import BadRowError, Example, Split, Task
+
+SAMPLES = Path(__file__).with_name("samples")
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that was skipped, and why."""
+
+    file: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The examples of one split of a task.
+
+    Attributes:
+        examples: at most `tasks.rows_per_task`, in an order that depends on the seed alone.
+        bad_rows: the rows that were skipped.
+        source: where the rows come from, for people.
+    """
+
+    task: Task
+    split: Split
+    examples: tuple[Example, ...]
+    bad_rows: tuple[BadRow, ...]
+    source: str
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of every key and answer: two corpora with the same one train the same adapter."""
+        digest = hashlib.sha256()
+        for example in self.examples:
+            for part in (example.prompt, *example.answers, *example.options):
+                digest.update(part.encode() + b"\0")
+            digest.update(b"\1")
+        return digest.hexdigest()[:16]
+
+
+def load_corpus(task: Task, split: Split, settings: Tasks) -> Corpus:
+    """Read and render the rows of a split; with more than `rows_per_task`, a seeded sample of them.
+
+    Raises:
+        TaskError: the source has no such split, or cannot be read.
+        TooManyBadRows: more damaged rows than `bad_row_limit`; the message names the first.
+    """
+    files = _files(task, split, settings)
+    if files is None:
+        source = f"hub:{task.hub}/{task.config}/{task.splits[split]}"
+        rows = ((source, row) for row in _hub_rows(task, split))
+    else:
+        source = ", ".join(_tidy(file) for file in files)
+        rows = ((_tidy(file), row) for file in files for row in read_rows(file))
+    examples: list[Example] = []
+    bad_rows: list[BadRow] = []
+    for name, (line, row) in rows:
+        try:
+            if isinstance(row, BadRowError):
+                raise row
+            examples.append(task.render(row))
+        except BadRowError as error:
+            bad_rows.append(BadRow(name, line, str(error)))
+            if len(bad_rows) > settings.bad_row_limit:
+                raise TooManyBadRows(
+                    f"task {task.name}: more than tasks.bad_row_limit = {settings.bad_row_limit} bad rows, first {bad_rows[0]}",
+                    "Mend the rows, or raise the limit",
+                ) from None
+    if not examples:
+        raise TaskError(f"task {task.name} has no usable row in {source}")
+    random.Random(f"{settings.seed}-{task.name}-{split}").shuffle(examples)
+    return Corpus(task, split, tuple(examples[: settings.rows_per_task]), tuple(bad_rows), source)
+
+
+def _files(task: Task, split: Split, settings: Tasks) -> list[Path] | None:
+    """The files that hold a split; None where the rows come from the hub itself."""
+    if split not in (task.splits if task.hub else task.files):
+        raise TaskError(f"task {task.name} declares no {split} split")
+    if task.files:
+        return [task.files[split]]
+    if settings.hub_root is not None:
+        return _hub_folder_files(task, split, settings.hub_root)
+    if settings.source == "samples":
+        file = SAMPLES / task.name / f"{split}.jsonl"
+        if not file.is_file():
+            raise TaskError(f"the sample pack has no {split} rows for task {task.name}", "Set tasks.source or tasks.hub_root")
+        return [file]
+    return None
+
+
+def _hub_folder_files(task: Task, split: Split, hub_root: Path) -> list[Path]:
+    """Resolve a split's files by the README of a folder laid out like a hub repository, as `load_dataset` does."""
+    assert task.hub is not None
+    folder = hub_root / task.hub
+    if not folder.is_dir():
+        raise TaskError(f"tasks.hub_root = {hub_root} has no folder {task.hub}")
+    from datasets import load_dataset_builder
+
+    try:
+        data_files = load_dataset_builder(str(folder), task.config).config.data_files
+    except (OSError, ValueError) as error:
+        raise TaskError(f"cannot read {folder}: {error}") from None
+    name = task.splits[split]
+    if not data_files or name not in data_files:
+        raise TaskError(f"{folder} has no split {name!r} in configuration {task.config!r}")
+    return [Path(file) for file in data_files[name]]
+
+
+def _hub_rows(task: Task, split: Split) -> Iterator[NumberedRow]:
+    from datasets import load_dataset
+
+    try:
+        dataset = load_dataset(task.hub, task.config, split=task.splits[split])
+    except Exception as error:
+        raise TaskError(
+            f"cannot read {task.hub} from the hub: {error}", "Check the network, or set tasks.hub_root to a folder"
+        ) from None
+    yield from enumerate(dataset, start=1)
+
+
+def _tidy(file: Path) -> str:
+    """A file's path as people write it: relative to here where it lies below."""
+    return os.path.relpath(file) if file.resolve().is_relative_to(Path.cwd()) else str(file)

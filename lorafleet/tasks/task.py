@@ -1,0 +1,172 @@
+"""One task, and how a row of it becomes an example."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Split = Literal["train", "evaluation"]
+Scoring = Literal["sum", "token", "byte"]
+
+
+class BadRowError(ValueError):
+    """A row does not fit its task; the message says why."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row, rendered once: what is embedded, what the model is given, and what it should answer.
+
+    Attributes:
+        task: the task's name.
+        key: instruction and text, without cue and answer; this is what the index embeds.
+        prompt: the key and the cue; the answer follows after one space.
+        answers: the accepted answers, the one that is trained on first.
+        options: what there is to choose from; empty for a free-text question.
+    """
+
+    task: str
+    key: str
+    prompt: str
+    answers: tuple[str, ...]
+    options: tuple[str, ...] = ()
+
+    @property
+    def answer(self) -> str:
+        """The answer that is trained on."""
+        return self.answers[0]
+
+
+class _Declaration(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OptionColumns(_Declaration):
+    """One option a column."""
+
+    columns: list[str] = Field(min_length=2)
+
+
+class OptionList(_Declaration):
+    """All options in one column that holds a list; `column.key` reaches into a mapping."""
+
+    list: str
+
+
+class Task(_Declaration):
+    """A task as the catalogue declares it (catalogue.yaml explains the keys)."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]{0,63}$")
+    family: str = Field(min_length=1)
+    hub: str | None = None
+    config: str | None = None
+    splits: dict[Split, str] = {}
+    files: dict[Split, Path] = {}
+    instruction: str = Field(min_length=1)
+    text: str = Field(min_length=1)
+    words: dict[str, dict[str, str]] = {}
+    cue: str = "Answer:"
+    options: list[str] | OptionColumns | OptionList | None = None
+    label: str | None = None
+    labels: list[str | int] | None = None
+    answers: str | None = None
+    scoring: Scoring = "sum"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Task":
+        if (self.hub is None) == (not self.files):
+            raise ValueError("give either hub (with splits) or files")
+        if not (self.splits if self.hub else self.files):
+            raise ValueError("name at least one split in splits")
+        if self.answers is None and (self.options is None or self.label is None):
+            raise ValueError("give options and label, or answers")
+        if self.answers is not None and (self.options is not None or self.label is not None):
+            raise ValueError("a task has answers or options, not both")
+        if isinstance(self.options, list) and len(self.options) < 2:
+            raise ValueError("options needs at least two words")
+        if self.labels is not None and isinstance(self.options, list) and len(self.labels) != len(self.options):
+            raise ValueError(f"labels has {len(self.labels)} values for {len(self.options)} options")
+        return self
+
+    @property
+    def trained(self) -> bool:
+        """Whether an adapter is trained on this task."""
+        return "train" in (self.splits if self.hub else self.files)
+
+    def render(self, row: Mapping[str, Any]) -> Example:
+        """The example of a row.
+
+        Raises:
+            BadRowError: a column is missing, a text is empty, or the label is out of range.
+        """
+        fields = dict(row)
+        for column, words in self.words.items():
+            value = str(_reach(row, column))
+            if value not in words:
+                raise BadRowError(f"{column} is {value!r}, not one of {', '.join(words)}")
+            fields[column] = words[value]
+        try:
+            text = self.text.format_map(_Strict(fields)).strip()
+        except (KeyError, IndexError, TypeError) as error:
+            raise BadRowError(f"column {error.args[0] if error.args else '?'} is missing") from None
+        key = f"{self.instruction}\n{text}"
+        prompt = f"{key}\n{self.cue}" if self.cue else key
+        if self.answers is not None:
+            return Example(self.name, key, prompt, self._accepted(row))
+        options = self._options(row)
+        return Example(self.name, key, prompt, (options[self._right(row, options)],), options)
+
+    def _accepted(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        assert self.answers is not None
+        found = _reach(row, self.answers)
+        values = [found] if isinstance(found, str) else list(found)
+        accepted = tuple(dict.fromkeys(str(value).strip() for value in values if str(value).strip()))
+        if not accepted:
+            raise BadRowError(f"{self.answers} holds no answer")
+        return accepted
+
+    def _options(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        if isinstance(self.options, list):
+            return tuple(self.options)
+        if isinstance(self.options, OptionColumns):
+            values: Sequence[Any] = [_reach(row, column) for column in self.options.columns]
+        else:
+            assert self.options is not None
+            values = list(_reach(row, self.options.list))
+        options = tuple(str(value).strip() if value is not None else "" for value in values)
+        if len(options) < 2 or not all(options):
+            raise BadRowError("an option is empty")
+        return options
+
+    def _right(self, row: Mapping[str, Any], options: Sequence[str]) -> int:
+        assert self.label is not None
+        value = str(_reach(row, self.label)).strip()
+        labels = [str(label) for label in self.labels or range(len(options))][: len(options)]
+        if value not in labels:
+            raise BadRowError(f"{self.label} is {value!r}, not one of {', '.join(labels)}")
+        return labels.index(value)
+
+
+class _Strict(dict[str, Any]):
+    """The columns of a row for a template: a missing or empty one is a fault, not an empty string."""
+
+    def __getitem__(self, column: str) -> Any:
+        value = super().__getitem__(column)
+        if value is None:
+            raise KeyError(column)
+        if isinstance(value, str):
+            value = value.strip()
+            if not value:
+                raise BadRowError(f"{column} is empty")
+        return value
+
+
+def _reach(row: Mapping[str, Any], column: str) -> Any:
+    value: Any = row
+    for key in column.split("."):
+        if not isinstance(value, Mapping) or value.get(key) is None:
+            raise BadRowError(f"column {column} is missing")
+        value = value[key]
+    return value
