@@ -9,10 +9,17 @@ import importlib.util
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from lorafleet.config import Models
 from lorafleet.errors import ModelError
@@ -78,7 +85,9 @@ def fingerprint(reference: str, revision: str | None = None) -> str:
     weights = [folder / source.gguf_file] if source.gguf_file else sorted(folder.rglob("*.safetensors"))
     for file in weights or sorted(folder.rglob("*.bin")):
         with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest() if hasattr(hashlib, "file_digest") else opened.read())
+            digest.update(
+                hashlib.file_digest(opened, "sha256").digest() if hasattr(hashlib, "file_digest") else opened.read()
+            )
     return digest.hexdigest()[:16]
 
 
@@ -141,9 +150,8 @@ def load_base_model(settings: Models, dtype: str | None = None) -> PreTrainedMod
         model = AutoModelForCausalLM.from_pretrained(source.location, revision=settings.base_revision or "main", **arguments)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the base model {settings.base!r}: {_first_line(error)}") from None
-    model.requires_grad_(False).eval()
-    moved: PreTrainedModel = model.to(device)
-    return moved
+    torch.nn.Module.to(model.requires_grad_(False), device)
+    return cast(PreTrainedModel, model.train(False))
 
 
 def load_encoder(settings: Models) -> "SentenceTransformer":

@@ -99,7 +99,9 @@ def _files(task: Task, split: Split, settings: Tasks) -> list[Path] | None:
     if settings.source == "samples":
         file = SAMPLES / task.name / f"{split}.jsonl"
         if not file.is_file():
-            raise TaskError(f"the sample pack has no {split} rows for task {task.name}", "Set tasks.source or tasks.hub_root")
+            raise TaskError(
+                f"the sample pack has no {split} rows for task {task.name}", "Set tasks.source or tasks.hub_root"
+            )
         return [file]
     return None
 

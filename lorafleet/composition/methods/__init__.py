@@ -1,0 +1,16 @@
+"""The methods by name. A new one is a file beside this one, and a line in METHODS."""
+
+from lorafleet.composition.methods.cat import Cat
+from lorafleet.composition.methods.linear import Linear
+from lorafleet.composition.methods.magnitude_prune import MagnitudePrune
+from lorafleet.composition.methods.method import Method, Mixing, Prepared, Slot
+from lorafleet.composition.methods.ties import Ties
+
+METHODS: dict[str, Method] = {
+    "linear": Linear(),
+    "cat": Cat(),
+    "ties": Ties(),
+    "magnitude_prune": MagnitudePrune(),
+}
+
+__all__ = ["METHODS", "Method", "Mixing", "Prepared", "Slot"]
