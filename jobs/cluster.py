@@ -16,7 +16,9 @@ def connect() -> None:
     try:
         ray.init(logging_level=logging.ERROR, log_to_driver=True, include_dashboard=False)
     except (ConnectionError, RuntimeError) as error:
-        raise LoRAFleetError(f"cannot join the Ray cluster: {error}", "Check RAY_ADDRESS, or start one with 'lorafleet up'") from None
+        raise LoRAFleetError(
+            f"cannot join the Ray cluster: {error}", "Check RAY_ADDRESS, or start one with 'lorafleet up'"
+        ) from None
 
 
 def cause_of(error: BaseException) -> BaseException:

@@ -1,6 +1,6 @@
 """One typed tree of settings, read from YAML, the environment and the command line.
 
-Later sources win: defaults < YAML file < environment (`LORAFLEET_TRAINING__RANK=16`) < command line (`--set training.rank=16`).
+Later sources win: defaults, YAML file, environment (`LORAFLEET_TRAINING__RANK=16`), command line (`--set training.rank=16`).
 An unknown key or a bad value is refused with its path, the value and what is allowed.
 """
 
@@ -58,7 +58,7 @@ class Index(Section):
     collection: str = "lorafleet"
     token: str | None = None
     write_batch: Annotated[int, Field(ge=1, le=5461)] = 4000
-    encode_batch: Count = 64
+    encode_batch: Count = 32
     encoders: Count | None = None
     gpus_per_encoder: Annotated[float, Field(ge=0)] = 0
     construction_breadth: Count = 200
@@ -126,7 +126,7 @@ class Scaling(Section):
     target_ongoing_requests: Annotated[float, Field(gt=0)] = 8
     max_ongoing_requests: Count = 64
     max_queued_requests: Count = 128
-    cpus: Annotated[float, Field(ge=0)] = 0.1
+    cpus: Annotated[float, Field(ge=0)] = 0
     gpus: Annotated[float, Field(ge=0)] = 0
 
 
@@ -135,12 +135,13 @@ class Serving(Section):
 
     host: str = "127.0.0.1"
     port: Port = 8000
+    ray_port: Port = 6379
     dashboard_port: Port = 8265
     request_timeout_seconds: Annotated[float, Field(gt=0)] = 120
     gateway: Scaling = Scaling(max_ongoing_requests=128)
     retriever: Scaling = Scaling(target_ongoing_requests=16)
     weigher: Scaling = Scaling(target_ongoing_requests=32)
-    generator: Scaling = Scaling(target_ongoing_requests=16, cpus=0.5)
+    generator: Scaling = Scaling(target_ongoing_requests=16)
 
 
 class Settings(BaseSettings):

@@ -1,17 +1,17 @@
 """Every error that LoRAFleet raises on purpose.
 
-    LoRAFleetError              what went wrong, and what the reader can do about it
-    ├── SettingsError           a setting is unknown or has a value that is not allowed
-    ├── TaskError               a task's declaration, or the rows it asks for, cannot be used
-    │   └── TooManyBadRows      more rows of a corpus are damaged than the limit allows
-    ├── ModelError              a base model or encoder cannot be found or loaded
-    ├── IndexUnavailable        the Chroma server cannot be reached
-    ├── IndexMismatch           the index is missing, or was made by another encoder
-    ├── AdapterError            an adapter cannot be loaded, or is of a kind that cannot be composed
-    ├── UnknownAdapter          no adapter of that name is in the pool
-    ├── CompositionError        a method, weight or density is not allowed
-    ├── RequestError            a request to the engine is not allowed
-    └── TrainingError           an adapter could not be trained
+LoRAFleetError              what went wrong, and what the reader can do about it
+├── SettingsError           a setting is unknown or has a value that is not allowed
+├── TaskError               a task's declaration, or the rows it asks for, cannot be used
+│   └── TooManyBadRows      more rows of a corpus are damaged than the limit allows
+├── ModelError              a base model or encoder cannot be found or loaded
+├── IndexUnavailable        the Chroma server cannot be reached
+├── IndexMismatch           the index is missing, or was made by another encoder
+├── AdapterError            an adapter cannot be loaded, or is of a kind that cannot be composed
+├── UnknownAdapter          no adapter of that name is in the pool
+├── CompositionError        a method, weight or density is not allowed
+├── RequestError            a request to the engine is not allowed
+└── TrainingError           an adapter could not be trained
 """
 
 import difflib

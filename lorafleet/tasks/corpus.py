@@ -66,7 +66,7 @@ def load_corpus(task: Task, split: Split, settings: Tasks) -> Corpus:
         source = f"hub:{task.hub}/{task.config}/{task.splits[split]}"
         rows = ((source, row) for row in _hub_rows(task, split))
     else:
-        source = ", ".join(_tidy(file) for file in files)
+        source = "sample pack" if SAMPLES in files[0].parents else ", ".join(_tidy(file) for file in files)
         rows = ((_tidy(file), row) for file in files for row in read_rows(file))
     examples: list[Example] = []
     bad_rows: list[BadRow] = []
@@ -78,8 +78,9 @@ def load_corpus(task: Task, split: Split, settings: Tasks) -> Corpus:
         except BadRowError as error:
             bad_rows.append(BadRow(name, line, str(error)))
             if len(bad_rows) > settings.bad_row_limit:
+                limit = settings.bad_row_limit
                 raise TooManyBadRows(
-                    f"task {task.name}: more than tasks.bad_row_limit = {settings.bad_row_limit} bad rows, first {bad_rows[0]}",
+                    f"task {task.name}: more than tasks.bad_row_limit = {limit} bad rows, first {bad_rows[0]}",
                     "Mend the rows, or raise the limit",
                 ) from None
     if not examples:

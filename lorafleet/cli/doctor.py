@@ -1,0 +1,146 @@
+"""lorafleet doctor."""
+
+import importlib.metadata
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import typer
+
+from lorafleet.cli.options import ConfigOption, JsonOption, SetOption, StateOption, settings_from
+from lorafleet.cli.output import print_json
+from lorafleet.config import Settings
+from lorafleet.errors import LoRAFleetError
+
+PACKAGES = ("ray", "torch", "transformers", "peft", "accelerate", "datasets", "sentence-transformers", "chromadb")
+FREE_DISK_GIB = 5
+FREE_MEMORY_GIB = 4
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: what was looked at, whether it is fine, what was found, and the mend where it is not."""
+
+    check: str
+    fine: bool
+    found: str
+    mend: str = ""
+
+
+def doctor(
+    config: ConfigOption = None,
+    overrides: SetOption = [],  # noqa: B006
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check versions, models, Chroma, Ray, GPU, memory and disk, and say how to mend each fault."""
+    findings = list(_examine(settings_from(config, overrides, state)))
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            typer.echo(f"{'ok   ' if finding.fine else 'FAULT'}  {finding.check:<12}  {finding.found}")
+            if finding.mend:
+                typer.echo(f"{'':21}{finding.mend}")
+    if not all(finding.fine for finding in findings):
+        raise typer.Exit(1)
+
+
+def _examine(settings: Settings) -> Iterator[Finding]:
+    yield Finding("python", True, platform.python_version())
+    yield from (_package(name) for name in PACKAGES)
+    yield _base_model(settings)
+    yield _encoder(settings)
+    yield _device(settings)
+    yield _memory()
+    yield _disk(settings)
+    yield _chroma(settings)
+    yield _endpoint(settings)
+    yield _adapters(settings)
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(name, True, importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, False, "not installed", f"pip install {name}")
+
+
+def _base_model(settings: Settings) -> Finding:
+    from lorafleet.models import check_readable
+
+    try:
+        check_readable(settings.models)
+    except LoRAFleetError as error:
+        return Finding("base model", False, error.problem, error.mend)
+    return Finding("base model", True, settings.models.base)
+
+
+def _encoder(settings: Settings) -> Finding:
+    from lorafleet.models import locate
+
+    try:
+        source = locate(settings.models.encoder)
+    except LoRAFleetError as error:
+        return Finding("encoder", False, error.problem, error.mend)
+    return Finding("encoder", True, settings.models.encoder if source.local else f"{source.location}, from the hub")
+
+
+def _device(settings: Settings) -> Finding:
+    import torch
+
+    from lorafleet.models import pick_device, pick_dtype
+
+    try:
+        device = pick_device(settings.models.device)
+    except LoRAFleetError as error:
+        return Finding("device", False, error.problem, error.mend)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return Finding("device", True, f"{name}, {str(pick_dtype(settings.models.dtype, device)).removeprefix('torch.')}")
+
+
+def _memory() -> Finding:
+    import psutil
+
+    free = psutil.virtual_memory().available / 2**30
+    mend = "" if free >= FREE_MEMORY_GIB else f"Free some: the demo wants {FREE_MEMORY_GIB} GiB"
+    return Finding("memory", not mend, f"{free:.1f} GiB free", mend)
+
+
+def _disk(settings: Settings) -> Finding:
+    folder = next(parent for parent in (settings.state, *settings.state.parents) if parent.exists())
+    free = shutil.disk_usage(folder).free / 2**30
+    mend = "" if free >= FREE_DISK_GIB else f"Free {FREE_DISK_GIB} GiB, or set --state to another disk"
+    return Finding("disk", not mend, f"{free:.1f} GiB free at {settings.state}", mend)
+
+
+def _chroma(settings: Settings) -> Finding:
+    from lorafleet.retrieval import open_index, server
+
+    if not server.answers(settings.index):
+        return Finding("chroma", True, f"no server at {settings.index.url}", "lorafleet up starts one")
+    try:
+        rows = sum(open_index(settings).counts().values())
+    except LoRAFleetError as error:
+        return Finding("chroma", False, error.problem, error.mend)
+    return Finding("chroma", True, f"{rows} rows at {settings.index.url}")
+
+
+def _endpoint(settings: Settings) -> Finding:
+    from lorafleet.cli.ask import endpoint_url
+    from lorafleet.cli.service import endpoint_ready
+
+    if endpoint_ready(settings):
+        return Finding("endpoint", True, endpoint_url(settings))
+    return Finding("endpoint", True, f"not up at {endpoint_url(settings)}", "lorafleet up starts it")
+
+
+def _adapters(settings: Settings) -> Finding:
+    from lorafleet.adapters import stored_adapters
+
+    try:
+        count = len(stored_adapters(settings).adapters)
+    except LoRAFleetError as error:
+        return Finding("adapters", False, error.problem, error.mend)
+    return Finding("adapters", True, f"{count} in {settings.adapters}", "" if count else "lorafleet train makes them")

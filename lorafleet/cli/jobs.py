@@ -1,0 +1,30 @@
+"""lorafleet embed and lorafleet train: the jobs, run as programs of their own, so that the library needs no Ray."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+import typer
+
+
+def embed(context: typer.Context) -> None:
+    """Corpora to index: the same as python -m jobs.embed_corpora (see --help there)."""
+    raise typer.Exit(run_job("jobs.embed_corpora", context.args))
+
+
+def train(context: typer.Context) -> None:
+    """Adapters: the same as python -m jobs.train_adapters (see --help there)."""
+    raise typer.Exit(run_job("jobs.train_adapters", context.args))
+
+
+def run_job(module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
+    """Run a module as a program, with this terminal, and give its exit code."""
+    command = [sys.executable, "-m", module, *arguments]
+    process = subprocess.Popen(command, env={**os.environ, **(environment or {})})
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            # The terminal has sent it to the job as well, which ends in its own way.
+            continue

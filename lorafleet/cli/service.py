@@ -1,0 +1,176 @@
+"""lorafleet up, down and status: the Chroma server, the Ray head and the Serve application of this machine."""
+
+import os
+import shutil
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+
+from lorafleet import processes
+from lorafleet.cli.ask import endpoint_url
+from lorafleet.cli.jobs import run_job
+from lorafleet.cli.options import ConfigOption, JsonOption, SetOption, StateOption, settings_from
+from lorafleet.cli.output import print_json, print_table
+from lorafleet.config import Settings
+from lorafleet.errors import LoRAFleetError
+
+RAY = "ray"
+RAY_START_SECONDS = 90.0
+PortOption = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="The endpoint's port [8000].")]
+
+
+def up(
+    config: ConfigOption = None,
+    overrides: SetOption = [],  # noqa: B006
+    state: StateOption = None,
+    port: PortOption = None,
+) -> None:
+    """Start the Chroma server, a Ray head (unless RAY_ADDRESS names a cluster) and the endpoint on this machine."""
+    overrides = [*overrides, *([f"serving.port={port}"] if port else [])]
+    settings = settings_from(config, overrides, state)
+    start_services(settings)
+    deploy(settings, job_arguments(config, overrides, settings))
+    typer.echo(f"The endpoint is up: {endpoint_url(settings)} (lorafleet down ends it)")
+
+
+def down(
+    config: ConfigOption = None,
+    overrides: SetOption = [],  # noqa: B006
+    state: StateOption = None,
+) -> None:
+    """End what `lorafleet up` started: endpoint, Ray head and Chroma server."""
+    settings = settings_from(config, overrides, state)
+    stopped = [name for name in ("endpoint and Ray head", "Chroma server") if _stop(name, settings)]
+    typer.echo(f"Stopped: {', '.join(stopped)}" if stopped else "Nothing was running")
+
+
+def status(
+    config: ConfigOption = None,
+    overrides: SetOption = [],  # noqa: B006
+    state: StateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What runs on this machine, and what the fleet holds."""
+    from lorafleet.adapters import stored_adapters
+    from lorafleet.retrieval import read_manifest, server
+
+    settings = settings_from(config, overrides, state)
+    manifest = read_manifest(settings.state / "index.json")
+    found: dict[str, Any] = {
+        "endpoint": endpoint_url(settings) if endpoint_ready(settings) else None,
+        "ray": processes.running(RAY, run_folder(settings)) or bool(os.environ.get("RAY_ADDRESS")),
+        "chroma": settings.index.url if server.answers(settings.index) else None,
+        "indexed_rows": sum(manifest.rows.values()) if manifest else 0,
+        "indexed_tasks": len(manifest.rows) if manifest else 0,
+        "adapters": len(stored_adapters(settings).adapters),
+        "state": str(settings.state),
+    }
+    if as_json:
+        print_json(found)
+    else:
+        print_table(["part", "status"], [[part, _in_words(value)] for part, value in found.items()])
+
+
+def start_services(settings: Settings) -> None:
+    """Start the Chroma server and the Ray head, where they are not up.
+
+    Raises:
+        LoRAFleetError: one of them cannot start.
+    """
+    from lorafleet.retrieval import server
+
+    if server.on_this_machine(settings.index.url):
+        server.start(settings)
+    if not os.environ.get("RAY_ADDRESS"):
+        _start_ray(settings)
+
+
+def deploy(settings: Settings, arguments: list[str]) -> None:
+    """Bring the Serve application up, or up to date, and wait until it answers."""
+    if run_job("serve.deploy", arguments, ray_environment(settings)) != 0:
+        raise LoRAFleetError("the endpoint did not come up", f"Its logs are below {settings.state / 'run'}")
+
+
+def job_arguments(config: Path | None, overrides: list[str], settings: Settings) -> list[str]:
+    """The options by which a job comes to the same settings."""
+    arguments = ["--state", str(settings.state)]
+    if config is not None:
+        arguments += ["--config", str(config)]
+    for override in overrides:
+        arguments += ["--set", override]
+    return arguments
+
+
+def ray_environment(settings: Settings) -> dict[str, str]:
+    """The variables that lead a job to the cluster of this machine."""
+    if os.environ.get("RAY_ADDRESS"):
+        return {}
+    return {"RAY_ADDRESS": f"127.0.0.1:{settings.serving.ray_port}"}
+
+
+def run_folder(settings: Settings) -> Path:
+    """Logs and process records of what runs on this machine."""
+    return settings.state / "run"
+
+
+def endpoint_ready(settings: Settings) -> bool:
+    """Whether the endpoint answers and has loaded everything."""
+    try:
+        return httpx.get(f"{endpoint_url(settings)}/readyz", timeout=5).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _start_ray(settings: Settings) -> None:
+    folder, port = run_folder(settings), settings.serving.ray_port
+    if processes.running(RAY, folder):
+        return
+    if _listens(port):
+        raise LoRAFleetError(
+            f"port serving.ray_port = {port} is taken by another program",
+            f"To use a Ray cluster that runs there: RAY_ADDRESS=127.0.0.1:{port}; else set another serving.ray_port",
+        )
+    program = shutil.which("ray", path=str(Path(sys.executable).parent))
+    if program is None:
+        raise LoRAFleetError("there is no program `ray` beside this Python", "pip install 'ray[default,serve,train,data]'")
+    command = [
+        *(program, "start", "--head", "--block", "--disable-usage-stats"),
+        *("--node-ip-address", "127.0.0.1", "--port", str(port)),
+        *("--dashboard-port", str(settings.serving.dashboard_port)),
+    ]
+    processes.start(RAY, command, folder, env={"RAY_TRAIN_V2_ENABLED": "1", "LORAFLEET_STATE": str(settings.state)})
+    deadline = time.monotonic() + RAY_START_SECONDS
+    # The dashboard comes up last.
+    while not (_listens(port) and _listens(settings.serving.dashboard_port)):
+        if not processes.running(RAY, folder):
+            raise LoRAFleetError(
+                f"the Ray head ended at once: {processes.last_words(RAY, folder)}", f"Read {processes.log_of(RAY, folder)}"
+            )
+        if time.monotonic() > deadline:
+            raise LoRAFleetError(
+                f"the Ray head has not come up in {RAY_START_SECONDS:.0f} s", f"Read {processes.log_of(RAY, folder)}"
+            )
+        time.sleep(0.3)
+
+
+def _stop(name: str, settings: Settings) -> bool:
+    from lorafleet.retrieval import server
+
+    if name == "Chroma server":
+        return server.stop(settings)
+    return processes.stop(RAY, run_folder(settings), patience=30)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _in_words(value: object) -> str:
+    return "not running" if value is None or value is False else "running" if value is True else str(value)

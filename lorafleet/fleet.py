@@ -1,0 +1,156 @@
+"""A fleet in one process: base model, adapters and index, without Ray. What the endpoint does, a notebook can do here."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from lorafleet.adapters import Roster, stored_adapters
+from lorafleet.composition import METHODS, Composition, load_adapter
+from lorafleet.config import Settings, load_settings
+from lorafleet.engine import Engine, Generation, GenerationRequest, OptionScore, ScoreRequest
+from lorafleet.errors import CompositionError
+from lorafleet.models import load_base_model, load_tokenizer
+from lorafleet.retrieval import Encoder, Neighbour, open_index
+from lorafleet.weighing import TaskWeights, nucleus_weights
+
+
+class Fleet:
+    """A base model with a pool of adapters and the index of what they were trained on. Parts are loaded when first used.
+
+    Example:
+        fleet = Fleet.open("state/")
+        fleet.route("Where can I buy a tennis ball?")
+        fleet.generate(["Where can I buy a tennis ball?"], method="linear")
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @classmethod
+    def open(cls, state: str | Path = "state", config: Path | None = None) -> "Fleet":
+        """The fleet whose index and adapters are in a folder.
+
+        Raises:
+            SettingsError: the settings file is wrong.
+        """
+        return cls(load_settings(config, state=Path(state).resolve()))
+
+    @cached_property
+    def roster(self) -> Roster:
+        """The adapters in storage."""
+        return stored_adapters(self.settings)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The base model with all adapters.
+
+        Raises:
+            AdapterError: an adapter cannot be loaded.
+        """
+        return load_engine(self.settings, self.roster)
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder(self.settings.models)
+
+    def neighbours(self, texts: Sequence[str], without: str | None = None) -> list[list[Neighbour]]:
+        """The rows of the corpora that are nearest to each text, nearest first.
+
+        Args:
+            without: a task whose rows are left out.
+
+        Raises:
+            IndexUnavailable, IndexMismatch: the index cannot be read, or another encoder made it.
+        """
+        index = open_index(self.settings)
+        embeddings = self._encoder.encode(texts, self.settings.index.encode_batch)
+        return index.query(embeddings, self.settings.weighing.neighbours, without=without)
+
+    def weigh(self, neighbours: Sequence[Neighbour]) -> TaskWeights:
+        """Task weights of one query's neighbours, over the tasks that have an adapter."""
+        return nucleus_weights(neighbours, self.settings.weighing.p, among=self.roster.adapters or None)
+
+    def route(self, text: str) -> TaskWeights:
+        """Which tasks' adapters a query calls for, and how much of each."""
+        return self.weigh(self.neighbours([text])[0])
+
+    def composition(self, weights: Mapping[str, float], method: str | None = None) -> Composition:
+        """A composition by the settings' density and sign; adapters go by name or by task.
+
+        Raises:
+            CompositionError: the method is unknown.
+            UnknownAdapter: a name is not in the fleet.
+        """
+        return make_composition(self.settings, self.roster, weights, method)
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        method: str | None = None,
+        weights: Sequence[Mapping[str, float]] | None = None,
+        max_tokens: int | None = None,
+        temperature: float = 0.0,
+    ) -> list[Generation]:
+        """Continue prompts, every one with its own composition.
+
+        Args:
+            weights: of each prompt; found by retrieval where absent.
+        """
+        weights = weights or [self.weigh(neighbours) for neighbours in self.neighbours(prompts)]
+        limit = max_tokens or self.settings.generation.max_tokens
+        return self.engine.generate(
+            [
+                GenerationRequest(prompt, self.composition(row, method), max_tokens=limit, temperature=temperature)
+                for prompt, row in zip(prompts, weights, strict=True)
+            ]
+        )
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        options: Sequence[Sequence[str]],
+        method: str | None = None,
+        weights: Sequence[Mapping[str, float]] | None = None,
+        note: Callable[[int], None] | None = None,
+    ) -> list[list[OptionScore]]:
+        """The log-likelihood of each option of each prompt, every prompt with its own composition."""
+        weights = weights or [self.weigh(neighbours) for neighbours in self.neighbours(prompts)]
+        requests = [
+            ScoreRequest(prompt, tuple(choices), self.composition(row, method))
+            for prompt, choices, row in zip(prompts, options, weights, strict=True)
+        ]
+        return self.engine.score(requests, note)
+
+
+def load_engine(settings: Settings, roster: Roster) -> Engine:
+    """The base model with a roster's adapters, each under its task's name.
+
+    Raises:
+        AdapterError: an adapter cannot be loaded.
+    """
+    model = load_base_model(settings.models)
+    engine = Engine(model, load_tokenizer(settings.models), settings.generation.max_prompt_tokens, settings.generation.batch)
+    for adapter in roster.adapters.values():
+        engine.pool.add(load_adapter(adapter.folder, adapter.task))
+    return engine
+
+
+def make_composition(
+    settings: Settings,
+    roster: Roster,
+    weights: Mapping[str, float],
+    method: str | None = None,
+    density: float | None = None,
+) -> Composition:
+    """A composition of adapters that go by name or by task; what is not said comes from the settings.
+
+    Raises:
+        CompositionError: the method is unknown, a weight is not finite, or the density is out of range.
+        UnknownAdapter: a name is not in the roster.
+    """
+    composing = settings.composing
+    chosen = method or composing.method
+    if chosen not in METHODS:
+        raise CompositionError(f"method is {chosen!r}", f"Known: {', '.join(METHODS)}")
+    by_task = {roster.task_of(name): weight for name, weight in weights.items()}
+    return Composition(chosen, by_task, composing.density if density is None else density, composing.majority_sign)

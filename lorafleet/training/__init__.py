@@ -1,0 +1,20 @@
+"""One adapter from its examples. Never imports Ray; jobs/train_adapters.py fans it out.
+
+Reads from top to bottom: `adapter` (train_adapter), `backends` (PEFT or unsloth), `loss`, `rows` (examples as token ids,
+batches), `cards` (what is known about an adapter, and whether it is still current).
+"""
+
+from lorafleet.training.adapter import train_adapter
+from lorafleet.training.backends import choose_backend
+from lorafleet.training.cards import AdapterCard, adapter_name, is_current, read_card
+from lorafleet.training.rows import optimiser_steps
+
+__all__ = [
+    "AdapterCard",
+    "adapter_name",
+    "choose_backend",
+    "is_current",
+    "optimiser_steps",
+    "read_card",
+    "train_adapter",
+]

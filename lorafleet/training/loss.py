@@ -1,0 +1,43 @@
+"""The loss on the answers."""
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from lorafleet.training.rows import IGNORED, TokenBatch, TokenRow, pad
+
+
+def summed_answer_loss(model: torch.nn.Module, batch: TokenBatch) -> torch.Tensor:
+    """The cross-entropy of the answers' tokens, summed: a float32 scalar.
+
+    Logits are computed for the last columns alone, where the answers stand: over a large vocabulary they would
+    otherwise be the most expensive layer.
+    """
+    logits = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
+        logits_to_keep=batch.longest_answer + 1,
+    ).logits
+    targets = batch.labels[:, -batch.longest_answer :]
+    answered = targets != IGNORED
+    return cross_entropy(logits[:, :-1][answered].float(), targets[answered], reduction="sum")
+
+
+@torch.no_grad()
+def mean_answer_loss(
+    model: torch.nn.Module, rows: Sequence[TokenRow], pad_id: int, device: torch.device, batch: int
+) -> float:
+    """The mean loss per answer token over `rows`, in evaluation mode; the model's mode is left as it was."""
+    training = model.training
+    model.eval()
+    ordered = sorted(rows, key=len)
+    total, tokens = 0.0, 0
+    for start in range(0, len(ordered), batch):
+        padded = pad(ordered[start : start + batch], pad_id, device)
+        total += float(summed_answer_loss(model, padded))
+        tokens += padded.answer_tokens
+    model.train(training)
+    return total / tokens

@@ -1,0 +1,114 @@
+"""Examples as token ids, and their batches."""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from lorafleet.config import Training
+from lorafleet.prompts import cut_middle, encode_answer, encode_prompt
+from lorafleet.tasks import Example
+
+IGNORED = -100
+SHORTEST_PROMPT = 8
+BUCKET_BATCHES = 32
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One example as token ids.
+
+    Attributes:
+        prompt: the prompt's ids, with BOS where the tokenizer adds one.
+        answer: the ids of the answer and the end token; the loss is taken on these alone.
+        cut: whether the prompt lost its middle.
+    """
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    cut: bool
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Rows side by side, padded on the left, so that all answers end in the last column.
+
+    Attributes:
+        input_ids: int64 (rows, tokens).
+        attention_mask: int64 (rows, tokens), 0 on padding; None where nothing is padded.
+        position_ids: int64 (rows, tokens), counted from the first real token.
+        labels: int64 (rows, tokens), IGNORED on padding and prompt.
+        longest_answer: tokens of the longest answer, the end token included.
+        answer_tokens: labelled tokens in all.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor | None
+    position_ids: torch.Tensor
+    labels: torch.Tensor
+    longest_answer: int
+    answer_tokens: int
+
+
+def encode_examples(
+    tokenizer: PreTrainedTokenizerBase, end: int, examples: Sequence[Example], max_tokens: int
+) -> list[TokenRow]:
+    """The examples as token ids, at most `max_tokens` each.
+
+    A prompt that is too long is cut in its middle; the answer never is (beside a very long one, SHORTEST_PROMPT tokens of
+    the prompt stay, and the row is longer than `max_tokens`).
+    """
+    rows = []
+    for example in examples:
+        answer = [*encode_answer(tokenizer, example.answer), end]
+        whole = encode_prompt(tokenizer, example.prompt, max_tokens=len(example.prompt) + 1)
+        prompt = cut_middle(whole, max(max_tokens - len(answer), SHORTEST_PROMPT))
+        rows.append(TokenRow(tuple(prompt), tuple(answer), cut=len(prompt) < len(whole)))
+    return rows
+
+
+def optimiser_steps(rows: int, training: Training) -> int:
+    """How many optimiser steps an adapter takes; `max_steps`, where given, wins over `epochs`."""
+    return training.max_steps or training.epochs * math.ceil(rows / (training.batch * training.accumulation))
+
+
+def endless_batches(rows: Sequence[TokenRow], size: int, seed: int) -> Iterator[list[TokenRow]]:
+    """Batches of rows of like length, epoch after epoch; the order depends on the seed alone.
+
+    Each epoch is shuffled, sorted by length within buckets of BUCKET_BATCHES batches, and its batches shuffled again:
+    little padding, and still another mixture in every epoch.
+    """
+    order = random.Random(seed)
+    while True:
+        shuffled = order.sample(list(rows), len(rows))
+        bucket = size * BUCKET_BATCHES
+        sorted_rows = [
+            row for start in range(0, len(rows), bucket) for row in sorted(shuffled[start : start + bucket], key=len)
+        ]
+        batches = [sorted_rows[start : start + size] for start in range(0, len(rows), size)]
+        order.shuffle(batches)
+        yield from batches
+
+
+def pad(rows: Sequence[TokenRow], pad_id: int, device: torch.device) -> TokenBatch:
+    """The rows as tensors on `device`."""
+    width = max(len(row) for row in rows)
+    gaps = [width - len(row) for row in rows]
+    input_ids = [[pad_id] * gap + [*row.prompt, *row.answer] for gap, row in zip(gaps, rows, strict=True)]
+    labels = [[IGNORED] * (width - len(row.answer)) + list(row.answer) for row in rows]
+    columns = torch.arange(width, device=device)
+    first = torch.tensor(gaps, device=device)[:, None]
+    return TokenBatch(
+        input_ids=torch.tensor(input_ids, device=device),
+        attention_mask=(columns >= first).long() if any(gaps) else None,
+        position_ids=(columns - first).clamp(min=0),
+        labels=torch.tensor(labels, device=device),
+        longest_answer=max(len(row.answer) for row in rows),
+        answer_tokens=sum(len(row.answer) for row in rows),
+    )

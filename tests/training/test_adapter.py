@@ -1,0 +1,163 @@
+"""One adapter: the loss is on the answer, the base model comes back as it was, and what is saved is what was trained."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from tiny_language_model import BOS, EOS, tiny_model, tiny_tokenizer, write_tiny_model
+
+from lorafleet.config import load_settings
+from lorafleet.errors import TrainingError
+from lorafleet.tasks import Example, load_catalogue, load_corpus
+from lorafleet.training import adapter_name, choose_backend, is_current, read_card, train_adapter
+from lorafleet.training.loss import mean_answer_loss, summed_answer_loss
+from lorafleet.training.rows import IGNORED, encode_examples, pad
+
+CPU = torch.device("cpu")
+RECIPE = {
+    "rank": 4,
+    "alpha": 8,
+    "max_steps": 4,
+    "accumulation": 2,
+    "learning_rate": 0.02,
+    "warmup_steps": 1,
+    "max_tokens": 96,
+    "backend": "peft",
+    "dtype": "float32",
+}
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    base = write_tiny_model(tmp_path_factory.mktemp("tiny"))
+    return load_settings(models={"base": str(base), "device": "cpu"}, training=RECIPE)
+
+
+@pytest.fixture(scope="module")
+def corpus(settings):
+    return load_corpus(load_catalogue(settings.tasks)["copa"], "train", settings.tasks)
+
+
+def train(corpus, settings, folder, model=None):
+    return train_adapter(model or tiny_model(), tiny_tokenizer(), corpus, settings, "name", folder, lambda *_: None)
+
+
+def test_labels_stand_on_the_answer_and_its_end_alone():
+    tokenizer = tiny_tokenizer()
+    examples = [Example("t", "k", "Question?\nAnswer:", ("yes",)), Example("t", "k", "Q", ("a longer one",))]
+    batch = pad(encode_examples(tokenizer, EOS, examples, 96), EOS, CPU)
+    for ids, labels, answer in zip(batch.input_ids, batch.labels, (" yes", " a longer one"), strict=True):
+        assert tokenizer.decode(labels[labels != IGNORED]) == answer + "</s>"
+        assert torch.equal(ids[labels != IGNORED], labels[labels != IGNORED])
+        assert ids.tolist().count(BOS) == 1
+    assert batch.position_ids[:, -1].tolist() == [len("Question?\nAnswer: yes") + 1, len("Q a longer one") + 1]
+
+
+def test_a_long_row_loses_the_middle_of_its_prompt_and_none_of_its_answer():
+    prompt = "HEAD" + "x" * 500 + "TAIL"
+    (row,) = encode_examples(tiny_tokenizer(), EOS, [Example("t", "k", prompt, ("the answer",))], 40)
+    assert row.cut
+    assert len(row) == 40
+    text = tiny_tokenizer().decode([*row.prompt, *row.answer])
+    assert text.startswith("<s>HEAD")
+    assert text.endswith("TAIL the answer</s>")
+
+
+def test_padding_and_few_logits_do_not_change_the_loss():
+    model = tiny_model()
+    examples = [Example("t", "k", "a" * length, ("b" * (length % 7 + 1),)) for length in (3, 40, 17)]
+    rows = encode_examples(tiny_tokenizer(), EOS, examples, 96)
+    alone = 0.0
+    for row in rows:
+        ids = torch.tensor([[*row.prompt, *row.answer]])
+        labels = torch.tensor([[IGNORED] * len(row.prompt) + list(row.answer)])
+        alone += float(model(input_ids=ids, labels=labels).loss) * len(row.answer)
+    together = float(summed_answer_loss(model, pad(rows, EOS, CPU)))
+    assert together == pytest.approx(alone, rel=1e-5)
+
+
+def test_the_base_model_comes_back_untouched_and_trains_the_next_adapter_alike(settings, corpus, tmp_path):
+    model = tiny_model()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    checkpointed = settings.model_copy(
+        update={"training": settings.training.model_copy(update={"gradient_checkpointing": True})}
+    )
+    train(corpus, checkpointed, tmp_path / "first", model)
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(weight.requires_grad for weight in model.parameters())
+    train(corpus, settings, tmp_path / "second", model)
+    first, second = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("first", "second"))
+    assert all(torch.allclose(first[name], second[name], atol=1e-5) for name in first)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(settings, corpus, tmp_path):
+    other = settings.model_copy(update={"training": settings.training.model_copy(update={"seed": 1})})
+    for name, chosen in (("one", settings), ("two", settings), ("other", other)):
+        train(corpus, chosen, tmp_path / name)
+        torch.rand(3)
+    files = ("adapter_model.safetensors", "adapter_config.json")
+    assert all((tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files)
+    assert (tmp_path / "one" / files[0]).read_bytes() != (tmp_path / "other" / files[0]).read_bytes()
+
+
+def test_peft_loads_the_adapter_and_finds_the_loss_of_its_card(settings, corpus, tmp_path):
+    few = replace(corpus, examples=corpus.examples[:12])  # All of them are in the loss sample.
+    card = train(few, settings, tmp_path / "adapter")
+    assert card.last_loss < card.first_loss
+    rows = encode_examples(tiny_tokenizer(), EOS, few.examples, settings.training.max_tokens)
+    loaded = PeftModel.from_pretrained(tiny_model(), str(tmp_path / "adapter"))
+    assert mean_answer_loss(loaded, rows, EOS, CPU, 4) == pytest.approx(card.last_loss, rel=1e-5)
+    assert mean_answer_loss(tiny_model(), rows, EOS, CPU, 4) == pytest.approx(card.first_loss, rel=1e-5)
+
+
+def test_a_card_is_current_until_rows_or_recipe_change(settings, corpus, tmp_path):
+    train(corpus, settings, tmp_path / "adapter")
+    card = read_card(tmp_path / "adapter")
+    assert is_current(card, corpus, settings)
+    assert not is_current(card, replace(corpus, examples=corpus.examples[1:]), settings)
+
+    def changed(**training):
+        return settings.model_copy(update={"training": settings.training.model_copy(update=training)})
+
+    assert is_current(card, corpus, changed(workers=7))
+    assert not is_current(card, corpus, changed(learning_rate=0.5))
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    assert read_card(tmp_path / "adapter") is None
+    assert adapter_name(settings, "copa").endswith("-copa-4")
+
+
+def test_a_loss_that_is_no_number_leaves_no_adapter_and_a_clean_base(settings, corpus, tmp_path):
+    model = tiny_model()
+    model.lm_head.weight.fill_(float("inf"))
+    with pytest.raises(TrainingError, match=r"training\.learning_rate"):
+        train(corpus, settings, tmp_path / "adapter", model)
+    assert list(tmp_path.iterdir()) == []
+    assert not any("lora" in name for name, _ in model.named_modules())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="unsloth may work here")
+def test_unsloth_without_cuda_is_refused_when_asked_for_and_passed_over_when_not(settings):
+    def backend(name):
+        return choose_backend(
+            settings.model_copy(update={"training": settings.training.model_copy(update={"backend": name})})
+        )
+
+    with pytest.raises(TrainingError, match="unsloth needs CUDA"):
+        backend("unsloth")
+    assert (backend("auto").name, backend("auto").reason) == ("peft", "unsloth needs CUDA")
+
+
+@pytest.mark.integration
+def test_the_packaged_model_learns(tmp_path):
+    settings = load_settings(
+        training={**RECIPE, "max_steps": 3, "accumulation": 1, "learning_rate": 1e-3}, models={"device": "cpu"}
+    )
+    corpus = load_corpus(load_catalogue(settings.tasks)["wnli"], "train", settings.tasks)
+    model, tokenizer = choose_backend(settings).load(settings)
+    few = replace(corpus, examples=corpus.examples[:8])
+    card = train_adapter(model, tokenizer, few, settings, "name", tmp_path / "adapter", lambda *_: None)
+    assert card.last_loss < card.first_loss
