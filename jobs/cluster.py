@@ -8,13 +8,21 @@ import ray
 from lorafleet.errors import LoRAFleetError
 
 
-def connect() -> None:
-    """Join the cluster that runs here (or at RAY_ADDRESS), or start one on this machine for the length of the job."""
+def connect(start: bool = True) -> None:
+    """Join the cluster that runs here (or at RAY_ADDRESS), or start one on this machine for the length of the job.
+
+    Args:
+        start: False only joins one: what is to outlive this process needs a cluster that does.
+
+    Raises:
+        LoRAFleetError: there is no cluster, or none can be started.
+    """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     try:
-        ray.init(logging_level=logging.ERROR, log_to_driver=True, include_dashboard=False)
+        address = None if start else os.environ.get("RAY_ADDRESS", "auto")
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=True, include_dashboard=False)
     except (ConnectionError, RuntimeError) as error:
         raise LoRAFleetError(
             f"cannot join the Ray cluster: {error}", "Check RAY_ADDRESS, or start one with 'lorafleet up'"
@@ -28,6 +36,7 @@ def cause_of(error: BaseException) -> BaseException:
         inner = getattr(seen, "cause", None) or seen.__cause__
         if not isinstance(inner, BaseException) or inner is seen:
             return seen
-        if isinstance(seen, LoRAFleetError):
+        # What Ray raises for an error of ours is of both kinds, and its text is the worker's whole traceback.
+        if isinstance(seen, LoRAFleetError) and not isinstance(seen, ray.exceptions.RayError):
             return seen
         seen = inner

@@ -35,7 +35,7 @@ def _jsonl(path: Path) -> Iterator[NumberedRow]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield number, _object(line)
+                yield number, _object(line.rstrip(b"\r\n"))
 
 
 def _object(line: bytes) -> Row | BadRowError:

@@ -1,0 +1,93 @@
+"""The application: how the four deployments are put together, and from which settings."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ray.serve import Application
+
+from lorafleet.config import Scaling, Settings, load_settings
+from lorafleet.errors import SettingsError
+from serve.gateway import Gateway
+from serve.generator import Generator
+from serve.retriever import Retriever
+from serve.weigher import Weigher
+
+APPLICATION = "lorafleet"
+ROOT = Path(__file__).resolve().parent.parent
+STATE_VARIABLE = "LORAFLEET_STATE"
+
+
+class Arguments(BaseModel):
+    """The `args` of the application in a Serve config.
+
+    Attributes:
+        config: a YAML file of settings, from the working directory or from the repository root; none for the defaults.
+        state: the folder of index and adapters.
+        overrides: `section.key=value`, under the name `set`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    config: Path | None = None
+    state: Path | None = None
+    overrides: list[str] = Field(default=[], alias="set")
+
+
+def build(arguments: Mapping[str, Any]) -> Application:
+    """The application that a Serve config describes (`import_path: serve.app:build`).
+
+    Raises:
+        SettingsError: an argument or a setting is unknown, or not allowed.
+    """
+    try:
+        read = Arguments.model_validate(dict(arguments))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(f"bad argument args.{field}: {first['input']!r}", "Allowed: config, state, set") from None
+    return assemble(_settings(read))
+
+
+def assemble(settings: Settings) -> Application:
+    """The application of settings whose `state` every node of the cluster can reach."""
+    serving, weighing = settings.serving, settings.weighing
+    retriever = Retriever.options(**_options(serving.retriever), user_config={"neighbours": weighing.neighbours})
+    weigher = Weigher.options(**_options(serving.weigher), user_config={"p": weighing.p})
+    generator = Generator.options(**_options(serving.generator), user_config=settings.composing.model_dump())
+    application: Application = Gateway.options(**_options(serving.gateway)).bind(
+        settings, retriever.bind(settings), weigher.bind(settings), generator.bind(settings)
+    )
+    return application
+
+
+def _options(scaling: Scaling) -> dict[str, Any]:
+    """The options of a deployment; one with a fixed number of replicas is autoscaled between equal bounds."""
+    return {
+        "autoscaling_config": {
+            "min_replicas": scaling.min_replicas,
+            "max_replicas": max(scaling.min_replicas, scaling.max_replicas),
+            "target_ongoing_requests": scaling.target_ongoing_requests,
+        },
+        "max_ongoing_requests": scaling.max_ongoing_requests,
+        "max_queued_requests": scaling.max_queued_requests,
+        "ray_actor_options": {"num_cpus": scaling.cpus, "num_gpus": scaling.gpus},
+        "backpressure_config": {"status_code": 429, "retry_after_s": 1},
+    }
+
+
+def _settings(arguments: Arguments) -> Settings:
+    sections: dict[str, Any] = {}
+    if arguments.state is not None and (arguments.state.is_absolute() or STATE_VARIABLE not in os.environ):
+        sections["state"] = arguments.state
+    settings = load_settings(_config(arguments.config), arguments.overrides, **sections)
+    # Replicas have a working directory of Ray's, so nothing relative may reach them.
+    return settings.model_copy(update={"state": (ROOT / settings.state).resolve()})
+
+
+def _config(path: Path | None) -> Path | None:
+    if path is None or path.is_absolute() or path.is_file():
+        return path
+    return ROOT / path

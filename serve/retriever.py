@@ -1,0 +1,86 @@
+"""Queries to their neighbours: one encoder in memory, and the index on its server."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ray import serve
+
+from lorafleet.config import Settings
+from lorafleet.errors import IndexUnavailable
+from lorafleet.retrieval import CorpusIndex, Encoder, open_index, server
+from serve.messages import Found, NearRow
+
+BATCH_WAIT_SECONDS = 0.005
+
+
+@serve.deployment(name="Retriever")
+class Retriever:
+    """Finds the rows of the corpora that are nearest to a query. Starts without an index, and finds it when it comes."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Load the encoder.
+
+        Raises:
+            ModelError: it is not there, or cannot be loaded.
+        """
+        self._settings = settings
+        self._encoder = Encoder(settings.models)
+        self._neighbours = settings.weighing.neighbours
+        self._index: CorpusIndex | None = None
+        self._opening = asyncio.Lock()
+        self._search.set_max_batch_size(settings.index.encode_batch)
+
+    def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Change settings without a restart: `neighbours`, how many a query gets that does not say."""
+        self._neighbours = int(user_config["neighbours"])
+
+    async def find(self, text: str, neighbours: int | None = None) -> Found:
+        """The neighbours of a text.
+
+        Raises:
+            IndexUnavailable, IndexMismatch: the index cannot be read, or another encoder made it.
+        """
+        start = time.perf_counter()
+        rows = await self._search((text, neighbours or self._neighbours))
+        return Found(rows, 1000 * (time.perf_counter() - start))
+
+    async def check_ready(self) -> None:
+        """Refuse while there is nothing to search.
+
+        Raises:
+            IndexUnavailable, IndexMismatch: no server answers, or there are no rows in it, or those of another encoder.
+        """
+        index = await self._opened()
+        if not await asyncio.to_thread(server.answers, self._settings.index):
+            raise self._away()
+        await asyncio.to_thread(index.check_filled)
+
+    @serve.batch(batch_wait_timeout_s=BATCH_WAIT_SECONDS)
+    async def _search(self, queries: list[tuple[str, int]]) -> list[tuple[NearRow, ...]]:
+        index = await self._opened()
+        return await asyncio.to_thread(self._query, index, queries)
+
+    def _query(self, index: CorpusIndex, queries: list[tuple[str, int]]) -> list[tuple[NearRow, ...]]:
+        embeddings = self._encoder.encode([text for text, _ in queries], self._settings.index.encode_batch)
+        found = index.query(embeddings, max(count for _, count in queries))
+        return [
+            tuple(NearRow(row.task, row.text, row.similarity) for row in rows[:count])
+            for rows, (_, count) in zip(found, queries, strict=True)
+        ]
+
+    async def _opened(self) -> CorpusIndex:
+        async with self._opening:
+            if self._index is None:
+                self._index = await asyncio.to_thread(self._open)
+            return self._index
+
+    def _open(self) -> CorpusIndex:
+        # Never straight from its folder: the server that may come back at any time owns that.
+        if not server.answers(self._settings.index):
+            raise self._away()
+        return open_index(self._settings)
+
+    def _away(self) -> IndexUnavailable:
+        return IndexUnavailable(f"no Chroma server answers at {self._settings.index.url}", "Start it: lorafleet up")

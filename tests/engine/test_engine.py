@@ -1,0 +1,149 @@
+"""The engine: a batch of different compositions answers as its rows do alone, and as PEFT and transformers do."""
+
+import pytest
+import torch
+from conftest import MODULES, tiny_llama
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny_language_model import tiny_tokenizer
+
+from lorafleet.composition import METHODS, Composition, load_adapter
+from lorafleet.config import Models
+from lorafleet.engine import Engine, GenerationRequest, ScoreRequest
+from lorafleet.errors import RequestError, UnknownAdapter
+from lorafleet.models import load_base_model, load_tokenizer
+from lorafleet.prompts import encode_answer, encode_prompt
+
+PROMPTS = [
+    "Where can I buy a tennis ball?\nAnswer:",
+    "Goal: dry a shirt\nAnswer:",
+    "The twins left early. They were late. Why?",
+    "Is the sentiment of the review negative or positive? A dull film, twice too long, with no heart.\nSentiment:",
+    "Question: what is frozen water called?\nAnswer:",
+    "Once upon a time",
+    "Premise: It rains. Hypothesis: The street is wet.\nRelation:",
+    "Name three colours.",
+]
+
+
+def compositions(names):
+    first, second, third, *_ = names
+    return [
+        Composition(),
+        Composition("linear", {first: 1.0}),
+        Composition("linear", {first: 0.6, second: 0.4}),
+        Composition("cat", {first: 0.5, second: 0.3, third: 0.2}),
+        Composition("ties", {first: 0.5, third: 0.5}, density=0.5),
+        Composition("magnitude_prune", {second: 0.7, third: 0.3}, density=0.7),
+        Composition("cat", {second: 1.2, third: -0.4}),
+        Composition("ties", {second: 0.2, third: 0.8}),
+    ]
+
+
+@pytest.fixture
+def engine(make_adapter):
+    engine = Engine(tiny_llama(), tiny_tokenizer(), batch=8)
+    for number, name in enumerate(("one", "two", "three")):
+        engine.pool.add(load_adapter(make_adapter(name, seed=number)))
+    return engine
+
+
+def requests(names, **settings):
+    return [GenerationRequest(p, c, max_tokens=12, **settings) for p, c in zip(PROMPTS, compositions(names), strict=True)]
+
+
+def test_a_batch_answers_as_its_rows_do_alone(engine):
+    asked = requests(("one", "two", "three"))
+    together = engine.generate(asked)
+    assert [answer.tokens for answer in together] == [engine.generate([request])[0].tokens for request in asked]
+    assert len({answer.tokens for answer in together}) == len(asked), "the compositions make a difference"
+
+
+def test_a_seed_repeats_its_draws_whatever_else_is_in_the_batch(engine):
+    asked = requests(("one", "two", "three"), temperature=1.0, top_p=0.9, seed=7)
+    together = engine.generate(asked)
+    assert [a.tokens for a in together] == [engine.generate([r])[0].tokens for r in asked]
+    other = engine.generate(requests(("one", "two", "three"), temperature=1.0, top_p=0.9, seed=8))
+    assert [a.tokens for a in together] != [a.tokens for a in other]
+
+
+def test_rows_of_different_lengths_leave_the_batch_one_by_one(engine):
+    asked = [
+        GenerationRequest(prompt, composition, max_tokens=limit)
+        for prompt, composition, limit in zip(
+            PROMPTS, compositions(("one", "two", "three")), (1, 9, 3, 12, 2, 5, 7, 4), strict=True
+        )
+    ]
+    for request, answer in zip(asked, engine.generate(asked), strict=True):
+        alone = engine.generate([request])[0]
+        assert answer.tokens == alone.tokens
+        assert len(answer.tokens) == request.max_tokens or answer.finish_reason == "stop"
+
+
+def test_a_stop_text_ends_the_answer_and_is_not_in_it(engine):
+    (free,) = engine.generate([GenerationRequest(PROMPTS[0], max_tokens=12)])
+    stop = free.text[-2:]
+    (stopped,) = engine.generate([GenerationRequest(PROMPTS[0], max_tokens=12, stop=(stop,))])
+    assert stopped.text == free.text[: free.text.index(stop)] != free.text
+    assert stopped.finish_reason == "stop"
+
+
+def test_scores_are_the_log_likelihoods_of_a_plain_forward_pass(engine, make_adapter):
+    options = ("yes", "no, not at all", "ball", "a much longer answer than the others")
+    asked = [ScoreRequest(p, options, c) for p, c in zip(PROMPTS, compositions(("one", "two", "three")), strict=True)]
+    scores = engine.score(asked)
+    reference = PeftModel.from_pretrained(tiny_llama(), make_adapter("one", seed=0), adapter_name="one")
+    for option, score in zip(options, scores[1], strict=True):
+        prompt = encode_prompt(engine.tokenizer, PROMPTS[1], 1000)
+        answer = encode_answer(engine.tokenizer, option)
+        with torch.inference_mode():
+            logits = reference(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+        wanted = sum(float(logits[len(prompt) - 1 + place, token]) for place, token in enumerate(answer))
+        assert score.total == pytest.approx(wanted, rel=1e-4)
+        assert (score.tokens, score.bytes) == (len(answer), len(option.encode()))
+    for number, request in enumerate(asked):
+        alone = engine.score([request])[0]
+        assert [s.total for s in alone] == pytest.approx([s.total for s in scores[number]], rel=1e-4)
+
+
+def test_bad_requests_are_refused_by_field(engine):
+    for field, request in {
+        "max_tokens": GenerationRequest("x", max_tokens=0),
+        "temperature": GenerationRequest("x", temperature=-1),
+        "top_p": GenerationRequest("x", top_p=0),
+        "stop": GenerationRequest("x", stop=("",)),
+    }.items():
+        with pytest.raises(RequestError, match=field) as caught:
+            engine.generate([request])
+        assert caught.value.field == field
+    with pytest.raises(UnknownAdapter, match="Did you mean two"):
+        engine.generate([GenerationRequest("x", Composition("cat", {"twwo": 1.0}))])
+
+
+@pytest.mark.integration
+def test_on_smollm2_a_batch_equals_its_rows_and_one_adapter_equals_peft(tmp_path):
+    settings = Models(dtype="float32", device="cpu")
+    tokenizer = load_tokenizer(settings)
+    for number, name in enumerate(("one", "two", "three")):
+        model = get_peft_model(load_base_model(settings), LoraConfig(r=8, lora_alpha=16, target_modules=MODULES), name)
+        torch.manual_seed(number)
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                if "lora_" in key:
+                    parameter.normal_(std=0.02)
+        model.save_pretrained(tmp_path)
+    engine = Engine(load_base_model(settings), tokenizer, batch=8)
+    for name in ("one", "two", "three"):
+        engine.pool.add(load_adapter(tmp_path / name))
+    asked = requests(("one", "two", "three"))
+    together = engine.generate(asked)
+    assert [answer.tokens for answer in together] == [engine.generate([request])[0].tokens for request in asked]
+    reference = PeftModel.from_pretrained(load_base_model(settings), tmp_path / "one", adapter_name="one")
+    inputs = tokenizer(PROMPTS[1], return_tensors="pt")
+    with torch.inference_mode():
+        wanted = reference.generate(**inputs, max_new_tokens=12, do_sample=False, eos_token_id=2, pad_token_id=2)
+    new = wanted[0, inputs["input_ids"].shape[1] :].tolist()
+    assert list(together[1].tokens) == [token for token in new if token != 2]
+
+
+def test_every_method_is_tried_above():
+    assert {composition.method for composition in compositions("abc")} == set(METHODS)

@@ -1,0 +1,61 @@
+import socket
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import ray
+from ray import serve
+
+from jobs.embed_corpora import embed_corpora
+from jobs.train_adapters import train_adapters
+from lorafleet.config import Settings, load_settings
+from lorafleet.retrieval import server
+from serve.deploy import deploy
+
+TASKS = ["copa", "sst2", "wnli"]
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Settings]]:
+    """The endpoint's URL, over a small real fleet: three tasks of the sample pack, adapters of rank 4 after two steps."""
+    settings = load_settings(
+        state=tmp_path_factory.mktemp("serve") / "state",
+        models={"device": "cpu", "dtype": "float32"},
+        index={"url": f"http://127.0.0.1:{free_port()}", "patience_seconds": 3},
+        tasks={"names": TASKS},
+        # So large a step that two of them make adapters which answer differently.
+        training={
+            "rank": 4,
+            "max_steps": 2,
+            "batch": 2,
+            "accumulation": 1,
+            "max_tokens": 96,
+            "warmup_steps": 0,
+            "learning_rate": 0.01,
+            "workers": 1,
+        },
+        generation={"max_new_tokens": 64, "batch": 8},
+        serving={"port": free_port(), "request_timeout_seconds": 60},
+    )
+    ray.init("local", num_cpus=4, include_dashboard=False, logging_level="error")
+    try:
+        embed_corpora(settings)
+        report = train_adapters(settings)
+        assert sorted(report.adapters) == TASKS, report.failed
+        yield deploy(settings), settings
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+        server.stop(settings)
+
+
+@pytest.fixture(scope="session")
+def http(fleet: tuple[str, Settings]) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=fleet[0], timeout=120) as client:
+        yield client
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,66 @@
+"""Settings: four sources in order, and one clear line for every fault."""
+
+from pathlib import Path
+
+import pytest
+
+from lorafleet.config import load_settings
+from lorafleet.errors import SettingsError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def test_later_sources_win(tmp_path, monkeypatch):
+    file = tmp_path / "settings.yaml"
+    file.write_text("training: {rank: 8, alpha: 4, epochs: 5}\n")
+    assert load_settings(file).training.rank == 8
+    monkeypatch.setenv("LORAFLEET_TRAINING__RANK", "16")
+    assert load_settings(file).training.rank == 16
+    settings = load_settings(file, ["training.rank=32", "tasks.names=[piqa, copa]"])
+    assert (settings.training.rank, settings.training.alpha, settings.training.epochs) == (32, 4, 5)
+    assert settings.tasks.names == ["piqa", "copa"]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("trainig.rank=8", "unknown setting trainig = {'rank': 8}. Did you mean training?"),
+        ("training.rnk=8", "unknown setting training.rnk = 8. Did you mean training.rank?"),
+        ("training.rank=many", "bad value for training.rank: 'many'. Allowed: a valid integer"),
+        ("training.rank=0", "bad value for training.rank: 0. Allowed: greater than or equal to 1"),
+        ("composing.method=lienar", "bad value for composing.method: 'lienar'. Allowed: 'linear', 'cat'"),
+        ("index.write_batch=6000", "bad value for index.write_batch: 6000. Allowed: less than or equal to 5461"),
+        ("training.rank", "cannot read the override 'training.rank'. Write it as section.key=value"),
+    ],
+)
+def test_a_fault_is_told_with_path_value_and_mend(override, said):
+    with pytest.raises(SettingsError) as caught:
+        load_settings(overrides=[override])
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+
+
+def test_faults_of_files(tmp_path):
+    with pytest.raises(SettingsError, match="no settings file"):
+        load_settings(tmp_path / "nowhere.yaml")
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    with pytest.raises(SettingsError, match="list.yaml"):
+        load_settings(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("training: {rank: [\n")
+    with pytest.raises(SettingsError, match="not a YAML mapping"):
+        load_settings(tmp_path / "broken.yaml")
+
+
+def test_the_shipped_settings_load_and_fleet_holds_the_papers_recipe():
+    load_settings(CONFIGS / "laptop.yaml")
+    fleet = load_settings(CONFIGS / "fleet.yaml")
+    recipe = fleet.training
+    assert (recipe.rank, recipe.alpha, recipe.dropout, recipe.epochs) == (64, 32, 0, 3)
+    assert (recipe.batch, recipe.accumulation, recipe.learning_rate, recipe.warmup_steps, recipe.clip) == (
+        4,
+        4,
+        5e-5,
+        100,
+        1.0,
+    )
+    assert (fleet.tasks.rows_per_task, fleet.index.write_batch, fleet.weighing.neighbours) == (2000, 4000, 100)
