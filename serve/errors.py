@@ -71,7 +71,7 @@ class ApiError(Exception):
 
 
 async def awaited(response: DeploymentResponse[Any]) -> Any:
-    """The answer of another deployment; what went wrong there is raised as it was there, without what Ray wraps around it."""
+    """The answer of another deployment; its error is raised as it was there, without what Ray wraps around it."""
     try:
         return await response
     except RayTaskError as error:

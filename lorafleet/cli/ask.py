@@ -53,7 +53,7 @@ def ask_endpoint(
     Raises:
         LoRAFleetError: the endpoint refuses the request.
     """
-    body: dict[str, Any] = {"model": model, "prompt": prompt, "stop": ["\n"]}
+    body: dict[str, Any] = {"model": model, "prompt": prompt, "stop": ["\n"], "temperature": 0}
     if method is not None:
         body["composition"] = {"method": method}
     if max_tokens is not None:
