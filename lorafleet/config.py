@@ -1,5 +1,6 @@
 """One typed tree of settings, read from YAML, the environment and the command line.
 
+The defaults are those of configs/laptop.yaml: one machine without a GPU. configs/fleet.yaml is the paper's recipe on GPUs.
 Later sources win: defaults, YAML file, environment (`LORAFLEET_TRAINING__RANK=16`), command line (`--set training.rank=16`).
 An unknown key or a bad value is refused with its path, the value and what is allowed.
 """
@@ -46,7 +47,7 @@ class Tasks(Section):
     hub_root: Path | None = None
     names: list[str] | None = None
     declarations: list[Path] = []
-    rows_per_task: Count = 2000
+    rows_per_task: Count = 300
     seed: int = 0
     bad_row_limit: Annotated[int, Field(ge=0)] = 20
 
@@ -70,19 +71,19 @@ class Index(Section):
 class Training(Section):
     """The recipe of an adapter, and how many are trained at once."""
 
-    rank: Count = 64
+    rank: Count = 16
     alpha: Annotated[float, Field(gt=0)] = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0
     modules: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     epochs: Count = 3
-    max_steps: Count | None = None
+    max_steps: Count | None = 8
     batch: Count = 4
-    accumulation: Count = 4
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    accumulation: Count = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    warmup_steps: Annotated[int, Field(ge=0)] = 2
     clip: Annotated[float, Field(gt=0)] = 1.0
-    max_tokens: Annotated[int, Field(ge=16)] = 1024
+    max_tokens: Annotated[int, Field(ge=16)] = 128
     seed: int = 0
     backend: Literal["auto", "peft", "unsloth"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

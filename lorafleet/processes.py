@@ -5,6 +5,8 @@ process since is never taken for ours.
 """
 
 import os
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +16,11 @@ from lorafleet.errors import LoRAFleetError
 from lorafleet.storage import read_json, write_json
 
 LOG_TAIL_LINES = 3
+
+
+def find_program(name: str) -> str | None:
+    """Where a program is that a package of this environment brings: beside this Python, else on the PATH."""
+    return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
 
 
 def start(name: str, command: Sequence[str], run_folder: Path, env: Mapping[str, str] | None = None) -> int:

@@ -84,13 +84,13 @@ def as_api_error(error: BaseException) -> ApiError:
         case ApiError():
             return error
         case RequestError():
-            return ApiError.bad_request(str(error), error.field)
+            return ApiError.bad_request(sentence(error), error.field)
         case CompositionError():
-            return ApiError.bad_request(str(error), _composition_field(error.problem))
+            return ApiError.bad_request(sentence(error), _composition_field(error.problem))
         case UnknownAdapter():
-            return ApiError(404, str(error), param="composition.weights", code="adapter_not_found")
+            return ApiError(404, sentence(error), param="composition.weights", code="adapter_not_found")
         case IndexUnavailable() | IndexMismatch():
-            return ApiError(503, str(error), SERVER_ERROR, code="index_unavailable", retry_after=AWAY_RETRY_SECONDS)
+            return ApiError(503, sentence(error), SERVER_ERROR, code="index_unavailable", retry_after=AWAY_RETRY_SECONDS)
         case BackPressureError():
             message = "the endpoint has too many requests waiting. Try again in a moment"
             return ApiError(429, message, "rate_limit_error", code="overloaded", retry_after=BUSY_RETRY_SECONDS)
@@ -101,9 +101,14 @@ def as_api_error(error: BaseException) -> ApiError:
             message = "no answer within serving.request_timeout_seconds. Ask for fewer tokens, or try again later"
             return ApiError(504, message, SERVER_ERROR, code="timeout")
         case LoRAFleetError():
-            return ApiError(500, str(error), SERVER_ERROR)
+            return ApiError(500, sentence(error), SERVER_ERROR)
         case _:
             return ApiError(500, "internal error; the endpoint's log has more", SERVER_ERROR)
+
+
+def sentence(error: LoRAFleetError) -> str:
+    """An error's own text: through a chain of deployments Ray puts its traceback in the place of `str`."""
+    return LoRAFleetError.__str__(error)
 
 
 def answer_errors(api: FastAPI) -> None:
@@ -141,8 +146,10 @@ def answer_errors(api: FastAPI) -> None:
 
 
 def validation_error(faults: Sequence[Mapping[str, Any]]) -> ApiError:
-    """400 for the first fault that pydantic found."""
-    first = faults[0]
+    """400 for the first field that pydantic found fault with."""
+    # Of a union every branch has its fault: the deepest one, and one that is not about the type, is of the branch meant.
+    same = [fault for fault in faults if fault["loc"][:2] == faults[0]["loc"][:2]]
+    first = max(same, key=lambda fault: (len(fault["loc"]), not fault["type"].endswith("_type")))
     path = [str(part) for part in first["loc"] if not str(part).startswith(UNION_BRANCHES)]
     field = ".".join(path[1:]) or None
     if first["type"] == "json_invalid":

@@ -21,7 +21,7 @@ from lorafleet.errors import LoRAFleetError, RequestError
 from serve.answers import applied, chat_logprobs, completion_logprobs, milliseconds_since, timings, usage
 from serve.body_limit import BodyLimit
 from serve.choosing import AUTO, BASE, Choice, choose
-from serve.errors import AWAY_RETRY_SECONDS, SERVER_ERROR, ApiError, answer_errors, awaited
+from serve.errors import AWAY_RETRY_SECONDS, SERVER_ERROR, ApiError, answer_errors, awaited, sentence
 from serve.messages import Completed, Found, Order, Sampling, Weighed
 from serve.protocol import (
     AnswerMessage,
@@ -194,7 +194,7 @@ class Gateway:
         except asyncio.TimeoutError:
             reason = f"the {waited_for} is not loaded yet"
         except LoRAFleetError as error:
-            reason = str(error)
+            reason = sentence(error)
         else:
             return Health()
         raise ApiError(503, reason, SERVER_ERROR, code="not_ready", retry_after=AWAY_RETRY_SECONDS)

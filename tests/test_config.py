@@ -44,7 +44,7 @@ def test_faults_of_files(tmp_path):
     with pytest.raises(SettingsError, match="no settings file"):
         load_settings(tmp_path / "nowhere.yaml")
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
-    with pytest.raises(SettingsError, match="list.yaml"):
+    with pytest.raises(SettingsError, match=r"list\.yaml"):
         load_settings(tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("training: {rank: [\n")
     with pytest.raises(SettingsError, match="not a YAML mapping"):
@@ -52,10 +52,10 @@ def test_faults_of_files(tmp_path):
 
 
 def test_the_shipped_settings_load_and_fleet_holds_the_papers_recipe():
-    load_settings(CONFIGS / "laptop.yaml")
+    assert load_settings(CONFIGS / "laptop.yaml") == load_settings(), "the defaults are the laptop's"
     fleet = load_settings(CONFIGS / "fleet.yaml")
     recipe = fleet.training
-    assert (recipe.rank, recipe.alpha, recipe.dropout, recipe.epochs) == (64, 32, 0, 3)
+    assert (recipe.rank, recipe.alpha, recipe.dropout, recipe.epochs, recipe.max_steps) == (64, 32, 0, 3, None)
     assert (recipe.batch, recipe.accumulation, recipe.learning_rate, recipe.warmup_steps, recipe.clip) == (
         4,
         4,

@@ -1,9 +1,7 @@
 """lorafleet up, down and status: the Chroma server, the Ray head and the Serve application of this machine."""
 
 import os
-import shutil
 import socket
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -135,7 +133,7 @@ def _start_ray(settings: Settings) -> None:
             f"port serving.ray_port = {port} is taken by another program",
             f"To use a Ray cluster that runs there: RAY_ADDRESS=127.0.0.1:{port}; else set another serving.ray_port",
         )
-    program = shutil.which("ray", path=str(Path(sys.executable).parent))
+    program = processes.find_program("ray")
     if program is None:
         raise LoRAFleetError("there is no program `ray` beside this Python", "pip install 'ray[default,serve,train,data]'")
     command = [

@@ -1,9 +1,7 @@
 """The Chroma server of this machine: one detached process on loopback, its data in the state folder."""
 
 import ipaddress
-import os
 import socket
-import sys
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -117,10 +115,10 @@ def run_folder_of(settings: Settings) -> Path:
 
 
 def _program() -> str:
-    beside = Path(sys.executable).with_name("chroma")
-    if not os.access(beside, os.X_OK):
-        raise IndexUnavailable(f"no program {beside}", "Install chromadb in this environment: pip install chromadb")
-    return str(beside)
+    program = processes.find_program("chroma")
+    if program is None:
+        raise IndexUnavailable("there is no program `chroma` beside this Python", "Install it here: pip install chromadb")
+    return program
 
 
 def _taken(host: str, port: int) -> bool:

@@ -23,7 +23,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Setti
         models={"device": "cpu", "dtype": "float32"},
         index={"url": f"http://127.0.0.1:{free_port()}", "patience_seconds": 3},
         tasks={"names": TASKS},
-        # So large a step that two of them make adapters which answer differently.
+        # Steps so large that two of them make adapters which answer differently.
         training={
             "rank": 4,
             "max_steps": 2,
@@ -31,7 +31,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Setti
             "accumulation": 1,
             "max_tokens": 96,
             "warmup_steps": 0,
-            "learning_rate": 0.01,
+            "learning_rate": 0.003,
             "workers": 1,
         },
         generation={"max_new_tokens": 64, "batch": 8},

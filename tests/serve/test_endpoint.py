@@ -26,7 +26,8 @@ def ask(http):
 def test_the_openai_client_works_and_the_answer_says_what_was_composed(fleet):
     client = openai.OpenAI(base_url=f"{fleet[0]}/v1", api_key="none", max_retries=0)
 
-    completion = client.completions.create(model="auto", prompt=QUESTION, logprobs=1, **GREEDY)
+    completion = client.completions.create(model="auto", prompt=QUESTION, **GREEDY)
+    plain = client.completions.create(model="base", prompt=QUESTION, logprobs=1, **GREEDY)
     chat = client.chat.completions.create(
         model="auto",
         messages=[
@@ -42,9 +43,9 @@ def test_the_openai_client_works_and_the_answer_says_what_was_composed(fleet):
 
     assert completion.object == "text_completion"
     assert completion.choices[0].finish_reason in ("stop", "length")
-    assert completion.usage.total_tokens == completion.usage.prompt_tokens + completion.usage.completion_tokens > 8
-    logprobs = completion.choices[0].logprobs
-    assert "".join(logprobs.tokens) == completion.choices[0].text
+    assert completion.usage.total_tokens == completion.usage.prompt_tokens + completion.usage.completion_tokens
+    logprobs = plain.choices[0].logprobs
+    assert "".join(logprobs.tokens) == plain.choices[0].text != ""
     assert max(logprobs.token_logprobs) <= 0
     assert completion.composition["method"] == "linear"
     assert sum(completion.composition["weights"].values()) == pytest.approx(1)
@@ -66,10 +67,10 @@ def test_the_openai_client_works_and_the_answer_says_what_was_composed(fleet):
 
 
 def test_route_says_neighbours_and_weights_and_generates_nothing(http):
-    routed = http.post("/v1/route", json={"input": QUESTION, "top_k": 20, "p": 0.4}).json()
-    everything = http.post("/v1/route", json={"input": QUESTION, "top_k": 20, "p": 1}).json()
+    routed = http.post("/v1/route", json={"input": QUESTION, "top_k": 60, "p": 0.4}).json()
+    everything = http.post("/v1/route", json={"input": QUESTION, "top_k": 60, "p": 1}).json()
 
-    assert len(routed["neighbours"]) == 20
+    assert len(routed["neighbours"]) == 60
     similarities = [row["similarity"] for row in routed["neighbours"]]
     assert similarities == sorted(similarities, reverse=True)
     assert routed["neighbours"][0]["task"] == routed["nucleus"][0] == "copa"
@@ -134,7 +135,7 @@ def test_several_prompts_are_several_requests_with_n_choices_each(ask):
     [
         ({"prompt": ""}, 400, "prompt", "at least 1"),
         ({}, 400, "prompt", "missing"),
-        ({"prompt": [1, 2]}, 400, "prompt", "prompt"),
+        ({"prompt": ["a", 2]}, 400, "prompt.1", "2.*string"),
         ({"prompt": ["a"] * 65}, 400, "prompt", "64"),
         ({"prompt": "a", "max_tokens": 65}, 400, "max_tokens", "65.*at most 64"),
         ({"prompt": "a", "n": 17}, 400, "n", "17.*16"),
@@ -175,23 +176,38 @@ def test_what_is_not_json_or_not_there_has_the_same_shape(http):
     assert {"/v1/completions", "/v1/route"} <= set(http.get("/openapi.json").json()["paths"])
 
 
-def test_last_of_all_settings_change_in_place_late_answers_are_504_and_a_missing_index_is_503(fleet, http):
+def test_without_an_index_the_endpoint_lives_and_says_503(fleet, http):
+    _, settings = fleet
+    server.stop(settings)
+    try:
+        unready = http.get("/readyz")
+        answers = [
+            http.post("/v1/completions", json={"prompt": QUESTION, **GREEDY}),
+            http.post("/v1/route", json={"input": QUESTION}),
+        ]
+        explicit = http.post("/v1/completions", json={"prompt": QUESTION, "model": "base", "max_tokens": 1})
+    finally:
+        server.start(settings)
+
+    assert http.get("/healthz").status_code == explicit.status_code == 200
+    for answer in (unready, *answers):
+        assert answer.status_code == 503
+        assert int(answer.headers["Retry-After"]) > 0
+        assert re.fullmatch(r"[^\n]*Chroma at [^\n]*|no Chroma server[^\n]*", answer.json()["error"]["message"])
+    assert http.post("/v1/route", json={"input": QUESTION}).status_code == 200
+
+
+def test_deployed_again_the_settings_change_in_place_and_a_late_answer_is_504(fleet, http):
     url, settings = fleet
     changed = settings.model_copy(
         update={
             "weighing": settings.weighing.model_copy(update={"p": 0.3}),
-            "serving": settings.serving.model_copy(update={"request_timeout_seconds": 0.4}),
+            "serving": settings.serving.model_copy(update={"request_timeout_seconds": 1.5}),
         }
     )
     assert deploy(changed) == url
     routed = http.post("/v1/route", json={"input": QUESTION}).json()
     late = http.post("/v1/completions", json={"prompt": QUESTION, "model": "base", "max_tokens": 64, "n": 16})
-    assert routed["nucleus"] == ["copa"]
-    assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
 
-    server.stop(settings)
-    unready = http.get("/readyz")
-    assert http.get("/healthz").status_code == 200
-    assert unready.status_code == 503
-    assert "Chroma" in unready.json()["error"]["message"]
-    assert int(unready.headers["Retry-After"]) > 0
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
+    assert routed.get("nucleus") == ["copa"], routed

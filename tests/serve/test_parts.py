@@ -11,6 +11,7 @@ from lorafleet.composition import Composition
 from lorafleet.engine import Engine, Generation, GenerationRequest
 from lorafleet.errors import RequestError, SettingsError, UnknownAdapter
 from serve.batcher import Batcher
+from serve.deploy import last_error
 from serve.generator import chat_prompt, generate_each
 
 
@@ -73,3 +74,18 @@ def test_the_config_is_one_that_serve_takes_and_its_arguments_are_checked(tmp_pa
 
 def test_without_a_chat_template_messages_are_joined_plainly():
     assert chat_prompt(tiny_tokenizer(), [("system", "Be brief."), ("user", "Hi")]) == "Be brief.\n\nHi"
+
+
+def test_why_a_replica_cannot_start_is_read_off_what_serve_quotes():
+    quoted = """The deployment failed to start 3 times in a row. Error:
+ray::ServeReplica:lorafleet:Generator.initialize_and_get_metadata() (pid=1, ip=10.0.0.1)
+  File "replica.py", line 1, in initialize
+lorafleet.errors.ModelError: no folder for the model './nowhere'. Give a hub id, or an existing folder
+
+The above exception was the direct cause of the following exception:
+RuntimeError: Traceback (most recent call last):
+  File "generator.py", line 52, in __init__
+lorafleet.errors.ModelError: no folder for the model './nowhere'. Give a hub id, or an existing folder
+"""
+    assert last_error(quoted) == "no folder for the model './nowhere'. Give a hub id, or an existing folder"
+    assert last_error("waiting for\n 1 GPU") == "waiting for 1 GPU"
