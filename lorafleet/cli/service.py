@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -108,7 +109,8 @@ def ray_environment(settings: Settings) -> dict[str, str]:
     """The variables that lead a job to the cluster of this machine."""
     if os.environ.get("RAY_ADDRESS"):
         return {}
-    return {"RAY_ADDRESS": f"127.0.0.1:{settings.serving.ray_port}"}
+    # Ray finds out by itself whether a cluster wants its token, but not where the address is given.
+    return {"RAY_ADDRESS": f"127.0.0.1:{settings.serving.ray_port}", "RAY_AUTH_MODE": _auth_mode()}
 
 
 def run_folder(settings: Settings) -> Path:
@@ -138,10 +140,12 @@ def _start_ray(settings: Settings) -> None:
         raise LoRAFleetError("there is no program `ray` beside this Python", "pip install 'ray[default,serve,train,data]'")
     command = [
         *(program, "start", "--head", "--block", "--disable-usage-stats"),
-        *("--node-ip-address", "127.0.0.1", "--port", str(port)),
-        *("--dashboard-port", str(settings.serving.dashboard_port)),
+        *("--port", str(port), "--dashboard-port", str(settings.serving.dashboard_port)),
     ]
-    processes.start(RAY, command, folder, env={"RAY_TRAIN_V2_ENABLED": "1", "LORAFLEET_STATE": str(settings.state)})
+    if _auth_mode() == "token":
+        subprocess.run([program, "get-auth-token", "--generate"], capture_output=True, check=False)
+    environment = {"RAY_AUTH_MODE": _auth_mode(), "LORAFLEET_STATE": str(settings.state)}
+    processes.start(RAY, command, folder, env=environment)
     deadline = time.monotonic() + RAY_START_SECONDS
     # The dashboard comes up last.
     while not (_listens(port) and _listens(settings.serving.dashboard_port)):
@@ -154,6 +158,11 @@ def _start_ray(settings: Settings) -> None:
                 f"the Ray head has not come up in {RAY_START_SECONDS:.0f} s", f"Read {processes.log_of(RAY, folder)}"
             )
         time.sleep(0.3)
+
+
+def _auth_mode() -> str:
+    """Ray listens beyond loopback, so it asks for its token (~/.ray/auth_token) unless RAY_AUTH_MODE says otherwise."""
+    return os.environ.get("RAY_AUTH_MODE", "token")
 
 
 def _stop(name: str, settings: Settings) -> bool:

@@ -9,7 +9,7 @@ from serve.deploy import deploy
 
 pytestmark = pytest.mark.integration
 
-QUESTION = "The man turned on the faucet. What happened as a RESULT?"
+QUESTION = "The man turned on the faucet. What happened as a RESULT? As a result, the water"
 GREEDY = {"temperature": 0, "max_tokens": 8}
 
 
