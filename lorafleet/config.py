@@ -76,14 +76,14 @@ class Training(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0
     modules: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     epochs: Count = 3
-    max_steps: Count | None = 8
+    max_steps: Count | None = 6
     batch: Count = 4
     accumulation: Count = 1
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 2
     clip: Annotated[float, Field(gt=0)] = 1.0
-    max_tokens: Annotated[int, Field(ge=16)] = 128
+    max_tokens: Annotated[int, Field(ge=16)] = 96
     seed: int = 0
     backend: Literal["auto", "peft", "unsloth"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -6,6 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from lorafleet.config import Settings, load_settings
+from lorafleet.errors import SettingsError
+
+RAY_WORKING_DIRECTORIES = "runtime_resources/working_dir_files"
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="A YAML file of settings (configs/ holds examples).")]
 SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="One setting, e.g. training.rank=16.")]
@@ -24,7 +27,11 @@ def settings_from(
     source: str | None = None,
     tasks: str | None = None,
 ) -> Settings:
-    """The settings that a command line asks for; what it says outright wins over file and environment."""
+    """The settings that a command line asks for; what it says outright wins over file and environment.
+
+    Raises:
+        SettingsError: a setting is wrong, or `state` would be lost.
+    """
     sections: dict[str, Any] = {}
     if state is not None:
         sections["state"] = state
@@ -37,6 +44,11 @@ def settings_from(
     if given:
         sections["tasks"] = given
     settings = load_settings(config, overrides or (), **sections)
+    if not settings.state.is_absolute() and RAY_WORKING_DIRECTORIES in str(Path.cwd()):
+        raise SettingsError(
+            f"state = {settings.state} is relative, and a job's working directory is a copy that Ray deletes",
+            "Give an absolute folder: --state DIR, or LORAFLEET_STATE in the environment of 'ray start'",
+        )
     return settings.model_copy(update={"state": settings.state.resolve()})
 
 

@@ -17,6 +17,8 @@ def run(command: Callable[[], object]) -> None:
     if debug:
         sys.argv.remove("--debug")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Progress is ours to show: the libraries' bars would break it up.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         command()
     except LoRAFleetError as error:

@@ -144,7 +144,7 @@ def _start_ray(settings: Settings) -> None:
     ]
     if _auth_mode() == "token":
         subprocess.run([program, "get-auth-token", "--generate"], capture_output=True, check=False)
-    environment = {"RAY_AUTH_MODE": _auth_mode(), "LORAFLEET_STATE": str(settings.state)}
+    environment = {"RAY_AUTH_MODE": _auth_mode(), "LORAFLEET_STATE": str(settings.state), "TQDM_DISABLE": "1"}
     processes.start(RAY, command, folder, env=environment)
     deadline = time.monotonic() + RAY_START_SECONDS
     # The dashboard comes up last.

@@ -30,7 +30,7 @@ from lorafleet.training.loss import mean_answer_loss, summed_answer_loss
 from lorafleet.training.rows import TokenRow, encode_examples, endless_batches, optimiser_steps, pad
 
 OnStep = Callable[[int, float], None]
-LOSS_SAMPLE_ROWS = 16
+LOSS_SAMPLE_ROWS = 8
 
 
 def train_adapter(
