@@ -22,7 +22,7 @@ def connect(start: bool = True) -> None:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     try:
         address = None if start else os.environ.get("RAY_ADDRESS", "auto")
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=True)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError) as error:
         raise LoRAFleetError(
             f"cannot join the Ray cluster: {error}", "Check RAY_ADDRESS, or start one with 'lorafleet up'"

@@ -1,15 +1,17 @@
 """Base models and encoders: where their files are, and how they are loaded.
 
 A reference is a hub id (`meta-llama/Llama-2-7b-hf`), a folder, a GGUF file, or `package:<python package>/<path>` for models
-that travel in a Python package.
+that travel in a Python package. A GGUF file is unpacked once into a cache (LORAFLEET_CACHE, else ~/.cache/lorafleet):
+reading its metadata takes transformers 15 s, and every worker and replica loads the model.
 """
 
 import hashlib
 import importlib.util
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from transformers import (
@@ -23,6 +25,7 @@ from transformers import (
 
 from lorafleet.config import Models
 from lorafleet.errors import ModelError
+from lorafleet.storage import folder_in_one_step
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -74,6 +77,40 @@ def _in_package(reference: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / inside
 
 
+def unpacked(source: ModelSource) -> str:
+    """The folder or hub id that transformers loads quickly: for a GGUF file, what it was unpacked to.
+
+    Raises:
+        ModelError: the file is damaged, or the cache cannot be written.
+    """
+    if source.gguf_file is None:
+        return source.location
+    file = Path(source.location) / source.gguf_file
+    folder = _cache() / f"{short_name(source.gguf_file)}-{_digest([file])}"
+    if not (folder / "config.json").is_file():
+        try:
+            with folder_in_one_step(folder) as beside:
+                _unpack(source, beside)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"cannot unpack {file} into {folder}: {_first_line(error)}") from None
+    return str(folder)
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("LORAFLEET_CACHE", "~/.cache/lorafleet")).expanduser()
+
+
+def _unpack(source: ModelSource, folder: Path) -> None:
+    gguf = {"gguf_file": source.gguf_file}
+    weights = GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(source.location, dtype=torch.float32, quantization_config=weights, **gguf)
+    # What is saved is plain float32; a quantisation left in the configuration would be looked for again.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source.location, **gguf).save_pretrained(folder)
+
+
 @cache
 def fingerprint(reference: str, revision: str | None = None) -> str:
     """What identifies the weights: a digest of the files that are here, or the hub id with its revision."""
@@ -81,13 +118,16 @@ def fingerprint(reference: str, revision: str | None = None) -> str:
     if not source.local:
         return f"{source.location}@{revision or 'main'}"
     folder = Path(source.location)
-    digest = hashlib.sha256()
     weights = [folder / source.gguf_file] if source.gguf_file else sorted(folder.rglob("*.safetensors"))
-    for file in weights or sorted(folder.rglob("*.bin")):
+    return _digest(weights or sorted(folder.rglob("*.bin")))
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
         with file.open("rb") as opened:
-            digest.update(
-                hashlib.file_digest(opened, "sha256").digest() if hasattr(hashlib, "file_digest") else opened.read()
-            )
+            while piece := opened.read(1 << 20):
+                digest.update(piece)
     return digest.hexdigest()[:16]
 
 
@@ -121,9 +161,7 @@ def load_tokenizer(settings: Models) -> PreTrainedTokenizerBase:
     """The base model's tokenizer, with a pad token."""
     source = locate(settings.base)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source.location, gguf_file=source.gguf_file, revision=settings.base_revision or "main"
-        )
+        tokenizer = AutoTokenizer.from_pretrained(unpacked(source), revision=settings.base_revision or "main")
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the tokenizer of {settings.base!r}: {_first_line(error)}") from None
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
@@ -143,11 +181,11 @@ def load_base_model(settings: Models, dtype: str | None = None) -> PreTrainedMod
     """
     source = locate(settings.base)
     device = pick_device(settings.device)
-    arguments: dict[str, Any] = {"dtype": pick_dtype(dtype or settings.dtype, device)}
-    if source.gguf_file:
-        arguments |= {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+    number_format = pick_dtype(dtype or settings.dtype, device)
     try:
-        model = AutoModelForCausalLM.from_pretrained(source.location, revision=settings.base_revision or "main", **arguments)
+        model = AutoModelForCausalLM.from_pretrained(
+            unpacked(source), revision=settings.base_revision or "main", dtype=number_format
+        )
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the base model {settings.base!r}: {_first_line(error)}") from None
     torch.nn.Module.to(model.requires_grad_(False), device)
@@ -174,12 +212,10 @@ def load_encoder(settings: Models) -> "SentenceTransformer":
 
 def check_readable(settings: Models) -> None:
     """Refuse a base model that cannot be read, before long work begins."""
-    source = locate(settings.base)
-    if source.gguf_file is None:
-        try:
-            AutoConfig.from_pretrained(source.location, revision=settings.base_revision or "main")
-        except (OSError, ValueError) as error:
-            raise ModelError(f"cannot read the base model {settings.base!r}: {_first_line(error)}") from None
+    try:
+        AutoConfig.from_pretrained(unpacked(locate(settings.base)), revision=settings.base_revision or "main")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read the base model {settings.base!r}: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:
