@@ -91,7 +91,7 @@ class TrainingError(LoRAFleetError):
 def closest(name: str, known: Iterable[str]) -> str:
     """A sentence that offers the names most like `name`, or all of them where none is alike."""
     known = sorted(known)
-    alike = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    alike = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     if alike:
         return f"Did you mean {' or '.join(alike)}?"
     return f"Known: {', '.join(known)}" if known else "There are none yet"
