@@ -120,7 +120,7 @@ def _optimise(adapter: PeftModel, rows: list[TokenRow], pad_id: int, training: T
         if not torch.isfinite(norm):
             raise TrainingError(
                 f"the gradient is no longer a number at step {step}, loss {total}",
-                f"Lower training.learning_rate = {training.learning_rate:g}",
+                f"Lower training.learning_rate = {training.learning_rate:g}, or set training.dtype to float32",
             )
         optimiser.step()
         schedule.step()

@@ -11,19 +11,13 @@ from lorafleet.training.rows import IGNORED, TokenBatch, TokenRow, pad
 def summed_answer_loss(model: torch.nn.Module, batch: TokenBatch) -> torch.Tensor:
     """The cross-entropy of the answers' tokens, summed: a float32 scalar.
 
-    Logits are computed for the last columns alone, where the answers stand: over a large vocabulary they would
-    otherwise be the most expensive layer.
+    Logits are computed for the columns alone in front of an answer's token: over a large vocabulary they would
+    otherwise be the most expensive layer. Batches hold rows of like length, so those columns are few.
     """
-    logits = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-        logits_to_keep=batch.longest_answer + 1,
-    ).logits
-    targets = batch.labels[:, -batch.longest_answer :]
+    logits = model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=batch.columns).logits
+    targets = batch.labels[:, batch.columns + 1]
     answered = targets != IGNORED
-    return cross_entropy(logits[:, :-1][answered].float(), targets[answered], reduction="sum")
+    return cross_entropy(logits[answered].float(), targets[answered], reduction="sum")
 
 
 @torch.no_grad()

@@ -37,22 +37,21 @@ class TokenRow:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Rows side by side, padded on the left, so that all answers end in the last column.
+    """Rows side by side, padded on the right.
+
+    A causal model needs no mask then: no token sees what stands behind it. (Padding on the left makes rows of the mask
+    without a single open column, and the gradients of CUDA's attention kernels are NaN for those.)
 
     Attributes:
         input_ids: int64 (rows, tokens).
-        attention_mask: int64 (rows, tokens), 0 on padding; None where nothing is padded.
-        position_ids: int64 (rows, tokens), counted from the first real token.
         labels: int64 (rows, tokens), IGNORED on padding and prompt.
-        longest_answer: tokens of the longest answer, the end token included.
+        columns: int64 (n), the columns whose next token belongs to an answer in some row, in order.
         answer_tokens: labelled tokens in all.
     """
 
     input_ids: torch.Tensor
-    attention_mask: torch.Tensor | None
-    position_ids: torch.Tensor
     labels: torch.Tensor
-    longest_answer: int
+    columns: torch.Tensor
     answer_tokens: int
 
 
@@ -100,15 +99,12 @@ def pad(rows: Sequence[TokenRow], pad_id: int, device: torch.device) -> TokenBat
     """The rows as tensors on `device`."""
     width = max(len(row) for row in rows)
     gaps = [width - len(row) for row in rows]
-    input_ids = [[pad_id] * gap + [*row.prompt, *row.answer] for gap, row in zip(gaps, rows, strict=True)]
-    labels = [[IGNORED] * (width - len(row.answer)) + list(row.answer) for row in rows]
-    columns = torch.arange(width, device=device)
-    first = torch.tensor(gaps, device=device)[:, None]
+    input_ids = [[*row.prompt, *row.answer] + [pad_id] * gap for gap, row in zip(gaps, rows, strict=True)]
+    labels = [[IGNORED] * len(row.prompt) + [*row.answer] + [IGNORED] * gap for gap, row in zip(gaps, rows, strict=True)]
+    columns = {column for row in rows for column in range(len(row.prompt) - 1, len(row) - 1)}
     return TokenBatch(
         input_ids=torch.tensor(input_ids, device=device),
-        attention_mask=(columns >= first).long() if any(gaps) else None,
-        position_ids=(columns - first).clamp(min=0),
         labels=torch.tensor(labels, device=device),
-        longest_answer=max(len(row.answer) for row in rows),
+        columns=torch.tensor(sorted(columns), device=device),
         answer_tokens=sum(len(row.answer) for row in rows),
     )

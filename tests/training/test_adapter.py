@@ -52,7 +52,8 @@ def test_labels_stand_on_the_answer_and_its_end_alone():
         assert tokenizer.decode(labels[labels != IGNORED]) == answer + "</s>"
         assert torch.equal(ids[labels != IGNORED], labels[labels != IGNORED])
         assert ids.tolist().count(BOS) == 1
-    assert batch.position_ids[:, -1].tolist() == [len("Question?\nAnswer: yes") + 1, len("Q a longer one") + 1]
+    in_front = {int(column) - 1 for labels in batch.labels for column in (labels != IGNORED).nonzero()}
+    assert batch.columns.tolist() == sorted(in_front)
 
 
 def test_a_long_row_loses_the_middle_of_its_prompt_and_none_of_its_answer():
@@ -105,7 +106,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(settings, corpu
 
 
 def test_peft_loads_the_adapter_and_finds_the_loss_of_its_card(settings, corpus, tmp_path):
-    few = replace(corpus, examples=corpus.examples[:12])  # All of them are in the loss sample.
+    few = replace(corpus, examples=corpus.examples[:8])  # All of them are in the loss sample.
     card = train(few, settings, tmp_path / "adapter")
     assert card.last_loss < card.first_loss
     rows = encode_examples(tiny_tokenizer(), EOS, few.examples, settings.training.max_tokens)
