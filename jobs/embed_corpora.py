@@ -303,7 +303,7 @@ def print_report(report: EmbedReport, settings: Settings) -> None:
 
 def main(
     config: ConfigOption = None,
-    overrides: SetOption = [],  # noqa: B006 (Typer copies it)
+    overrides: SetOption = [],
     state: StateOption = None,
     hub_root: HubRootOption = None,
     source: SourceOption = None,

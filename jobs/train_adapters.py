@@ -348,7 +348,7 @@ def print_report(report: TrainReport) -> None:
 
 def command(
     config: ConfigOption = None,
-    overrides: SetOption = [],  # noqa: B006  (Typer reads the default and copies it)
+    overrides: SetOption = [],
     state: StateOption = None,
     hub_root: HubRootOption = None,
     source: SourceOption = None,

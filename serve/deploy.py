@@ -117,7 +117,7 @@ def _wait_until_ready(url: str) -> None:
     raise LoRAFleetError(f"the endpoint {url} is up, and not ready: {reason}")
 
 
-def command(config: ConfigOption = None, overrides: SetOption = [], state: StateOption = None) -> None:  # noqa: B006
+def command(config: ConfigOption = None, overrides: SetOption = [], state: StateOption = None) -> None:
     """Deploy the endpoint on the running Ray cluster, and print its URL."""
     typer.echo(deploy(settings_from(config, overrides, state)))
     ray.shutdown()

@@ -6,7 +6,7 @@ from lorafleet.cli.output import print_json, print_table
 
 def adapters(
     config: ConfigOption = None,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
     state: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:

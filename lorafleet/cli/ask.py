@@ -17,7 +17,7 @@ def ask(
     model: Annotated[str, typer.Option(help="auto (retrieval decides), base, or an adapter's name.")] = "auto",
     max_tokens: Annotated[int | None, typer.Option(help="At most so many new tokens.")] = None,
     config: ConfigOption = None,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
     state: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:

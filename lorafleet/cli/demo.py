@@ -27,7 +27,7 @@ METHODS = ("linear", "cat", "ties", "magnitude_prune")
 
 def demo(
     config: ConfigOption = None,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
     state: StateOption = None,
     hub_root: HubRootOption = None,
     source: SourceOption = None,

@@ -30,7 +30,7 @@ class Finding:
 
 def doctor(
     config: ConfigOption = None,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
     state: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:

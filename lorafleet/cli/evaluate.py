@@ -26,7 +26,7 @@ def evaluate(
     setting: Annotated[str, typer.Option(help="iid (own adapter in the pool) or ood (own adapter masked).")] = "iid",
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many evaluation rows a task.")] = None,
     config: ConfigOption = None,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
     state: StateOption = None,
     hub_root: HubRootOption = None,
     source: SourceOption = None,

@@ -14,7 +14,7 @@ SHOWN_CHARACTERS = 100
 def route(
     text: Annotated[str, typer.Argument(help="The query.")],
     config: ConfigOption = None,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
     state: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:

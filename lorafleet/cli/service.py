@@ -26,7 +26,7 @@ PortOption = Annotated[int | None, typer.Option("--port", min=1, max=65535, help
 
 def up(
     config: ConfigOption = None,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
     state: StateOption = None,
     port: PortOption = None,
 ) -> None:
@@ -40,7 +40,7 @@ def up(
 
 def down(
     config: ConfigOption = None,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
     state: StateOption = None,
 ) -> None:
     """End what `lorafleet up` started: endpoint, Ray head and Chroma server."""
@@ -51,7 +51,7 @@ def down(
 
 def status(
     config: ConfigOption = None,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
     state: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def tasks(
     config: ConfigOption = None,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
     hub_root: HubRootOption = None,
     source: SourceOption = None,
     names: TasksOption = None,
