@@ -5,7 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +34,14 @@ def tiny_llama(vocabulary: int = 512) -> LlamaForCausalLM:
         pad_token_id=2,
     )
     return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def every_core() -> Iterator[None]:
+    """All threads, for a test with a real model in this process."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -120,7 +120,7 @@ def test_bad_requests_are_refused_by_field(engine):
 
 
 @pytest.mark.integration
-def test_on_smollm2_a_batch_equals_its_rows_and_one_adapter_equals_peft(tmp_path):
+def test_on_smollm2_a_batch_equals_its_rows_and_one_adapter_equals_peft(every_core, tmp_path):
     settings = Models(dtype="float32", device="cpu")
     tokenizer = load_tokenizer(settings)
     for number, name in enumerate(("one", "two", "three")):

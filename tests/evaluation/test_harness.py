@@ -58,7 +58,7 @@ def test_base_needs_neither_index_nor_adapters(tmp_path):
 
 @pytest.mark.integration
 @pytest.mark.skipif(not HUB_ROOT, reason="needs real rows: HUB_ROOT")
-def test_the_untouched_base_model_scores_on_real_rows_what_it_should(tmp_path):
+def test_the_untouched_base_model_scores_on_real_rows_what_it_should(every_core, tmp_path):
     """Its model card has 66 on PIQA, scored as continuations; a harness that is off shows here."""
     settings = load_settings(state=tmp_path, tasks={"names": ["piqa", "story_cloze"], "hub_root": Path(str(HUB_ROOT))})
     table = evaluate(Fleet(settings), methods=["base"]).scores["base"]

@@ -16,7 +16,7 @@ HUB_ROOT = os.environ.get("HUB_ROOT")
 
 @pytest.mark.integration
 @pytest.mark.skipif(not HUB_ROOT, reason="needs real rows: HUB_ROOT")
-def test_the_own_task_is_found(index_settings):
+def test_the_own_task_is_found(every_core, index_settings):
     settings = index_settings()
     rows = load_settings(tasks={"hub_root": Path(str(HUB_ROOT)), "rows_per_task": 64}).tasks
     few = rows.model_copy(update={"rows_per_task": 15})
