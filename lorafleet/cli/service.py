@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -194,7 +195,17 @@ def _stop(name: str, settings: Settings) -> bool:
     if name == "Chroma server":
         return server.stop(settings)
     (run_folder(settings) / "deployed.json").unlink(missing_ok=True)
-    return processes.stop(RAY, run_folder(settings), patience=30)
+    stopped = processes.stop(RAY, run_folder(settings), patience=30)
+    if stopped:
+        _forget_ray(settings.serving.ray_port)
+    return stopped
+
+
+def _forget_ray(port: int) -> None:
+    """Take away the note by which Ray finds the cluster of a machine: a job would wait for the head that is gone."""
+    note = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray" / "ray_current_cluster"
+    if note.is_file() and note.read_text(encoding="utf-8").strip().endswith(f":{port}"):
+        note.unlink()
 
 
 def _listens(port: int) -> bool:
