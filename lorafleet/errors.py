@@ -11,6 +11,7 @@ LoRAFleetError              what went wrong, and what the reader can do about it
 ├── UnknownAdapter          no adapter of that name is in the pool
 ├── CompositionError        a method, weight or density is not allowed
 ├── RequestError            a request to the engine is not allowed
+├── EngineFull              too many requests wait for the engine
 └── TrainingError           an adapter could not be trained
 """
 
@@ -82,6 +83,10 @@ class RequestError(LoRAFleetError):
         super().__init__(problem, mend)
         self.args = (problem, mend, field)
         self.field = field
+
+
+class EngineFull(LoRAFleetError):
+    """Too many requests wait for the engine already, or it is closed."""
 
 
 class TrainingError(LoRAFleetError):

@@ -5,9 +5,11 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Before PEFT, which brings in Triton.
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import interpreted  # noqa: F401
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model

@@ -16,6 +16,8 @@ from lorafleet.errors import AdapterError
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Values of init_lora_weights that change the base model's weights: such an adapter fits no other base."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,9 @@ class LowRank:
         """The number of rows of `a`."""
         return self.a.shape[0]
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> "LowRank":
-        """The same on another device, in another number format."""
-        return LowRank(self.a.to(device, dtype), self.b.to(device, dtype), self.scale)
+    def to(self, device: torch.device) -> "LowRank":
+        """The same on another device; from pinned memory without waiting for it."""
+        return LowRank(self.a.to(device, non_blocking=True), self.b.to(device, non_blocking=True), self.scale)
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,12 @@ class Adapter:
         """The largest rank of any layer."""
         return max(layer.rank for layer in self.layers.values())
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> "Adapter":
-        """The same on another device, in another number format."""
-        return Adapter(self.name, {module: layer.to(device, dtype) for module, layer in self.layers.items()})
+    def pinned(self) -> "Adapter":
+        """The same in CPU memory that a GPU reads directly."""
+        layers = {
+            module: LowRank(layer.a.pin_memory(), layer.b.pin_memory(), layer.scale) for module, layer in self.layers.items()
+        }
+        return Adapter(self.name, layers)
 
 
 def load_adapter(folder: Path, name: str | None = None) -> Adapter:
@@ -87,6 +92,8 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
         raise AdapterError(f"adapter {name}: cannot read {path}: {error.strerror}") from None
     except ValueError as error:
         raise AdapterError(f"adapter {name}: {path} is not JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise AdapterError(f"adapter {name}: {path} is not a JSON object")
     if raw.get("peft_type") != "LORA":
         raise AdapterError(f"adapter {name} is of kind {raw.get('peft_type')!r}", "Only LORA adapters can be composed")
     refused = {
@@ -97,15 +104,27 @@ def _read_config(folder: Path, name: str) -> dict[str, Any]:
         "target_parameters": "target_parameters",
         "use_qalora": "QALoRA",
         "alora_invocation_tokens": "activated LoRA",
+        "arrow_config": "Arrow",
+        "kasa_config": "KaSA",
+        "monteclora_config": "MonteCLoRA",
+        "use_bdlora": "BD-LoRA",
+        "layer_replication": "layer_replication",
     }
     found = [what for key, what in refused.items() if raw.get(key)]
     if raw.get("bias", "none") != "none":
         found.append(f"bias={raw['bias']!r}")
     if found:
         raise AdapterError(f"adapter {name} uses {', '.join(found)}", "Only plain LoRA on linear layers can be composed")
-    alpha = raw.get("lora_alpha")
-    if not isinstance(alpha, int | float) or alpha <= 0:
-        raise AdapterError(f"adapter {name}: lora_alpha is {alpha!r} in {path}", "It must be a number above 0")
+    start = raw.get("init_lora_weights")
+    if str(start).lower().startswith(CHANGE_THE_BASE):
+        raise AdapterError(
+            f"adapter {name}: init_lora_weights is {start!r} in {path}, which takes its start out of the base model",
+            "Save it with path_initial_model_for_weight_conversion, then it fits the base model as it was",
+        )
+    patterns = {f"alpha_pattern.{key}": alpha for key, alpha in (raw.get("alpha_pattern") or {}).items()}
+    for field, alpha in {"lora_alpha": raw.get("lora_alpha"), **patterns}.items():
+        if not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+            raise AdapterError(f"adapter {name}: {field} is {alpha!r} in {path}", "It must be a number above 0")
     return raw
 
 
@@ -118,7 +137,8 @@ def _pair(name: str, config: Mapping[str, Any], tensors: Mapping[str, torch.Tens
         halves.setdefault(module, {})[half[0]] = tensor
     layers = {}
     for module, pair in halves.items():
-        if set(pair) != {"A", "B"} or pair["A"].ndim != 2 or pair["A"].shape[0] != pair["B"].shape[1]:
+        shapes = {half: tuple(tensor.shape) for half, tensor in pair.items()}
+        if not _belong_together(shapes.get("A", ()), shapes.get("B", ())):
             raise AdapterError(f"adapter {name}: lora_A and lora_B of {module} do not belong together")
         if not all(torch.isfinite(half).all() for half in pair.values()):
             raise AdapterError(f"adapter {name}: {module} holds a value that is not finite")
@@ -126,6 +146,10 @@ def _pair(name: str, config: Mapping[str, Any], tensors: Mapping[str, torch.Tens
     if not layers:
         raise AdapterError(f"adapter {name} holds no layer")
     return layers
+
+
+def _belong_together(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    return len(a) == len(b) == 2 and a[0] == b[1] > 0
 
 
 def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:

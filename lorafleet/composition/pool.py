@@ -1,107 +1,126 @@
-"""The adapters there are, and the plan that applies a batch's compositions.
+"""The adapters that can be composed, and which prepared forms of them are at hand.
 
-Attribute `slots` of a plan are the prepared adapters that any row reads; the rows differ only in a small matrix of
-coefficients (rows x slots). Memory grows with the adapters in use, never with the number of distinct compositions.
+An adapter is kept as it was loaded, in CPU memory (pinned, where there is a GPU). Prepared forms are made from it when a
+composition first asks for them, lie in a bounded number of pages on the device, and give way, the least recently used first,
+when others need the room. What a composition needs never depends on its weights (but for svd), so memory does not grow
+with the number of distinct compositions.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 
+import numpy as np
 import torch
 
 from lorafleet.composition.adapter import Adapter, LowRank
 from lorafleet.composition.composition import Composition
-from lorafleet.composition.methods import METHODS, Method, Mixing, Prepared, Slot
+from lorafleet.composition.groups import LayerGroup
+from lorafleet.composition.methods import METHODS, Method, Mixing, Slot
+from lorafleet.composition.pages import Pages
 from lorafleet.errors import AdapterError, CompositionError, UnknownAdapter, closest
 
-PREPARED_SLOTS_KEPT = 128
+
+@dataclass(frozen=True)
+class _Kept:
+    """An adapter in the pool; the number tells it from another of the same name, before or after it."""
+
+    number: int
+    adapter: Adapter
 
 
 @dataclass(frozen=True)
-class LayerStack:
-    """The slots of one layer, one under the other, padded with zeros to one rank.
+class Part:
+    """A slot of a recipe: how it is prepared and from what, and its coefficients."""
+
+    slot: Slot
+    sources: Mapping[str, _Kept]
+    mixing: Mixing
+
+    @property
+    def key(self) -> tuple[Slot, tuple[int, ...]]:
+        """Equal where the prepared tensors are."""
+        return self.slot, tuple(kept.number for kept in self.sources.values())
+
+    @property
+    def rank(self) -> int:
+        """The rank of the prepared adapter."""
+        return max(kept.adapter.rank for kept in self.sources.values())
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A composition that has found its adapters: it holds on to them, whatever happens to the pool meanwhile."""
+
+    composition: Composition
+    parts: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Lease:
+    """Pages that are held for a row, with what it takes of each.
 
     Attributes:
-        a: [slots * rank, inputs].
-        b: [slots * rank, outputs].
+        pages: int64 [n].
+        coefficients: float32 [3, n]: direct, gather and spread, as in `Mixing`.
     """
 
-    a: torch.Tensor
-    b: torch.Tensor
+    keys: tuple[tuple[Slot, tuple[int, ...]], ...]
+    pages: np.ndarray
+    coefficients: np.ndarray
 
 
-@dataclass(frozen=True)
-class Coefficients:
-    """How much of each slot a row takes, [rows, slots] each; `method.Mixing` says what they mean."""
-
-    direct: torch.Tensor
-    gather: torch.Tensor
-    spread: torch.Tensor
-    uses_direct: bool
-    uses_sums: bool
-
-    def select(self, rows: torch.Tensor) -> "Coefficients":
-        """The coefficients of some of the rows, in that order (int64 [n])."""
-        return Coefficients(self.direct[rows], self.gather[rows], self.spread[rows], self.uses_direct, self.uses_sums)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that a model needs to apply a batch's compositions.
-
-    Attributes:
-        rank: the rank that all slots are padded to.
-        stacks: by module name.
-        coefficients: by module name; layers whose adapters have the same scales share one.
-    """
-
-    rows: int
-    rank: int
-    slots: tuple[Slot, ...]
-    stacks: Mapping[str, LayerStack]
-    coefficients: Mapping[str, Coefficients]
-
-    def select(self, rows: torch.Tensor) -> "Plan":
-        """The plan of some of the rows, in that order, repeats allowed (int64 [n])."""
-        selected = {id(shared): shared.select(rows) for shared in self.coefficients.values()}
-        coefficients = {module: selected[id(shared)] for module, shared in self.coefficients.items()}
-        return Plan(len(rows), self.rank, self.slots, self.stacks, coefficients)
+@dataclass
+class _Resident:
+    pages: tuple[int, ...]
+    users: int = 0
 
 
 class AdapterPool:
-    """The adapters that can be composed, on one device in one number format.
+    """The adapters that can be composed on one device in one number format.
+
+    Names may be asked for from any thread; leases belong to the one thread that runs the model.
 
     Args:
-        shapes: (outputs, inputs) of every linear layer of the base model, by module name.
+        groups: the base model's linear layers.
+        pages: how many pages of prepared adapters fit on the device.
+        page_rank: ranks of a page; 16 to 64 on GPUs.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, int]], device: torch.device, dtype: torch.dtype) -> None:
-        self._shapes = dict(shapes)
-        self._device, self._dtype = device, dtype
-        self._adapters: dict[str, Adapter] = {}
-        self._prepared: OrderedDict[Slot, Mapping[str, LowRank]] = OrderedDict()
-        self._last_stacks: tuple[tuple[Slot, ...], int, Mapping[str, LayerStack]] | None = None
+    def __init__(
+        self, groups: list[LayerGroup], device: torch.device, dtype: torch.dtype, pages: int = 256, page_rank: int = 16
+    ) -> None:
+        self.pages = Pages(groups, pages, page_rank, device, dtype)
+        self._shapes = {
+            module: (outputs, group.inputs)
+            for group in groups
+            for module, outputs in zip(group.modules, group.outputs, strict=True)
+        }
+        self._adapters: dict[str, _Kept] = {}
+        self._resident: OrderedDict[tuple[Slot, tuple[int, ...]], _Resident] = OrderedDict()
+        self._numbers = count()
+        self._gone: set[int] = set()
+        self._lock = threading.Lock()
 
     def __contains__(self, name: object) -> bool:
         return name in self._adapters
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._adapters)
+        return iter(list(self._adapters))
 
     def __len__(self) -> int:
         return len(self._adapters)
 
     def __getitem__(self, name: str) -> Adapter:
-        if name not in self._adapters:
-            raise UnknownAdapter(f"no adapter named {name!r}", closest(name, self._adapters))
-        return self._adapters[name]
+        return self._kept(name).adapter
 
     def add(self, adapter: Adapter) -> None:
-        """Take an adapter in; one of the same name is replaced.
+        """Take an adapter in; one of the same name is replaced for what is asked from now on.
 
         Raises:
-            AdapterError: it changes a layer that the base model does not have, or of another shape.
+            AdapterError: it changes a layer that the base model does not have, or of another shape, or is too large.
         """
         for module, layer in adapter.layers.items():
             shape = (layer.b.shape[0], layer.a.shape[1])
@@ -111,107 +130,138 @@ class AdapterPool:
                     f"adapter {adapter.name}: {module} is {shape}, the base model has {has}",
                     "Was it trained on another model?",
                 )
-        self.remove(adapter.name)
-        self._adapters[adapter.name] = adapter.to(self._device, self._dtype)
+        if self.pages.needed(adapter.rank) > self.pages.count:
+            raise AdapterError(
+                f"adapter {adapter.name} has rank {adapter.rank}, the pool has room for {self.pages.ranks}",
+                "Raise generation.adapter_ranks",
+            )
+        if self.pages.device.type == "cuda":
+            adapter = adapter.pinned()
+        with self._lock:
+            self.pages.cover(adapter.layers, adapter.rank)
+            self._forget(adapter.name)
+            self._adapters[adapter.name] = _Kept(next(self._numbers), adapter)
 
     def remove(self, name: str) -> None:
-        """Take an adapter out, and everything prepared from it; nothing happens where there is none."""
-        self._adapters.pop(name, None)
-        for slot in [slot for slot in self._prepared if slot.adapter == name or _takes_part(name, slot.prepared)]:
-            del self._prepared[slot]
-        self._last_stacks = None
+        """Take an adapter out; nothing happens where there is none. Rows that use it keep it until they are done."""
+        with self._lock:
+            self._forget(name)
 
-    def plan(self, compositions: Sequence[Composition]) -> Plan:
-        """The plan of a batch, one composition a row.
+    def recipe(self, composition: Composition) -> Recipe:
+        """Find what a composition needs.
 
         Raises:
             UnknownAdapter: a weight names an adapter that is not in the pool.
-            CompositionError: the method is unknown, or its adapters do not have one rank.
+            CompositionError: the method is unknown, its adapters do not have one rank, or they do not all fit in.
         """
-        rows: list[dict[Slot, tuple[Method, float]]] = [self._slots_of(composition) for composition in compositions]
-        slots = tuple(sorted({slot for row in rows for slot in row}, key=repr))
-        rank = max((self._adapters[slot.adapter].rank for slot in slots), default=0)
-        stacks = self._stacks(slots, rank)
-        shared: dict[tuple[float, ...], Coefficients] = {}
-        coefficients = {}
-        for module in stacks:
-            scales = tuple(self._scale(slot, module) for slot in slots)
-            if scales not in shared:
-                shared[scales] = self._coefficients(rows, slots, scales)
-            coefficients[module] = shared[scales]
-        return Plan(len(rows), rank, slots, stacks, coefficients)
-
-    def _slots_of(self, composition: Composition) -> dict[Slot, tuple[Method, float]]:
         method = find_method(composition.method)
-        adapters = [self[name] for name in composition.weights]
-        ranks = {adapter.name: adapter.rank for adapter in adapters}
-        if method.equal_ranks and len(set(ranks.values())) > 1:
-            listed = ", ".join(f"{name} {rank}" for name, rank in ranks.items())
-            raise CompositionError(f"method {composition.method} needs adapters of one rank, these have {listed}", "Use cat")
-        if len(adapters) == 1:
+        if composition.is_base:
+            return Recipe(composition)
+        with self._lock:
+            kept = {name: self._kept(name) for name in method.weights(composition.weights)}
+        chosen = replace(composition, weights=method.weights(composition.weights))
+        if len(kept) == 1:
             # Nothing to combine: the adapter as it is, whatever the method would prune (PEFT does the same).
             method = METHODS["cat"]
-        prepared = method.prepared(composition)
-        return {Slot(name, prepared): (method, weight) for name, weight in composition.weights.items()}
+        elif method.equal_ranks:
+            _check_ranks(composition.method, [one.adapter for one in kept.values()])
+        parts = tuple(
+            Part(slot, {name: kept[name] for name in slot.prepared.members or (slot.adapter,)}, mixing)
+            for slot, mixing in method.parts(chosen).items()
+        )
+        needed = sum(self.pages.needed(part.rank) for part in parts)
+        if needed > self.pages.count:
+            raise CompositionError(
+                f"the composition takes {needed * self.pages.rank} ranks, the pool has room for {self.pages.ranks}",
+                "Use fewer adapters, or raise generation.adapter_ranks",
+            )
+        return Recipe(composition, parts)
 
-    def _scale(self, slot: Slot, module: str) -> float:
-        layer = self._adapters[slot.adapter].layers.get(module)
-        return layer.scale if layer else 0.0
+    def lease(self, recipe: Recipe) -> Lease | None:
+        """Hold what a recipe needs, bringing in what is not at hand; None while rows on their way leave no room for it."""
+        self._sweep()
+        missing = [part for part in recipe.parts if part.key not in self._resident]
+        wanted = {part.key for part in recipe.parts}
+        if not self._make_room(sum(self.pages.needed(part.rank) for part in missing), wanted):
+            return None
+        together: dict[object, list[Part]] = {}
+        for part in missing:
+            together.setdefault(part.slot.prepared if part.slot.prepared.members else part.key, []).append(part)
+        for parts in together.values():
+            self._bring_in(parts)
+        pages: list[int] = []
+        mixings: list[tuple[float, float, float]] = []
+        for part in recipe.parts:
+            resident = self._resident[part.key]
+            self._resident.move_to_end(part.key)
+            resident.users += 1
+            pages += resident.pages
+            mixings += [(part.mixing.direct, part.mixing.gather, part.mixing.spread)] * len(resident.pages)
+        coefficients = np.array(mixings, dtype=np.float32).reshape(-1, 3).T
+        return Lease(tuple(part.key for part in recipe.parts), np.array(pages, dtype=np.int64), coefficients)
 
-    def _coefficients(
-        self, rows: Sequence[Mapping[Slot, tuple[Method, float]]], slots: Sequence[Slot], scales: Sequence[float]
-    ) -> Coefficients:
-        nothing = Mixing()
-        table = torch.zeros(3, len(rows), len(slots))
-        for number, row in enumerate(rows):
-            for place, (slot, scale) in enumerate(zip(slots, scales, strict=True)):
-                mixing = row[slot][0].mixing(row[slot][1], scale) if slot in row else nothing
-                table[:, number, place] = torch.tensor([mixing.direct, mixing.gather, mixing.spread])
-        uses_direct, uses_sums = bool(table[0].any()), bool(table[1].any())
-        direct, gather, spread = table.to(self._device, self._dtype)
-        return Coefficients(direct, gather, spread, uses_direct, uses_sums)
+    def release(self, lease: Lease) -> None:
+        """Let go of a lease's pages; they stay at hand until others need them."""
+        for key in lease.keys:
+            self._resident[key].users -= 1
 
-    def _stacks(self, slots: tuple[Slot, ...], rank: int) -> Mapping[str, LayerStack]:
-        if self._last_stacks is not None and self._last_stacks[:2] == (slots, rank):
-            return self._last_stacks[2]
-        layers = [self._layers(slot) for slot in slots]
-        modules = sorted({module for layer in layers for module in layer})
-        stacks = {module: self._stack(module, [layer.get(module) for layer in layers], rank) for module in modules}
-        self._last_stacks = (slots, rank, stacks)
-        return stacks
+    def _forget(self, name: str) -> None:
+        kept = self._adapters.pop(name, None)
+        if kept is not None:
+            self._gone.add(kept.number)
 
-    def _stack(self, module: str, layers: Sequence[LowRank | None], rank: int) -> LayerStack:
-        outputs, inputs = self._shapes[module]
-        a = torch.zeros(len(layers), rank, inputs, device=self._device, dtype=self._dtype)
-        b = torch.zeros(len(layers), rank, outputs, device=self._device, dtype=self._dtype)
-        for place, layer in enumerate(layers):
-            if layer is not None:
-                a[place, : layer.rank] = layer.a
-                b[place, : layer.rank] = layer.b.T
-        return LayerStack(a.flatten(0, 1), b.flatten(0, 1))
+    def _kept(self, name: str) -> _Kept:
+        kept = self._adapters.get(name)
+        if kept is None:
+            raise UnknownAdapter(f"no adapter named {name!r}", closest(name, self._adapters))
+        return kept
 
-    def _layers(self, slot: Slot) -> Mapping[str, LowRank]:
-        """A slot's tensors; prepared ones are kept, the least recently used given up first."""
-        if slot.prepared.kind == "plain":
-            return self._adapters[slot.adapter].layers
-        if slot not in self._prepared:
-            self._prepare(slot)
-        self._prepared.move_to_end(slot)
-        layers = self._prepared[slot]
-        while len(self._prepared) > PREPARED_SLOTS_KEPT:
-            self._prepared.popitem(last=False)
-        return layers
+    def _make_room(self, needed: int, wanted: set[tuple[Slot, tuple[int, ...]]]) -> bool:
+        idle = [key for key, resident in self._resident.items() if resident.users == 0 and key not in wanted]
+        if needed > self.pages.free + sum(len(self._resident[key].pages) for key in idle):
+            return False
+        for key in idle:
+            if self.pages.free >= needed:
+                break
+            self.pages.give(self._resident.pop(key).pages)
+        return True
 
-    def _prepare(self, slot: Slot) -> None:
-        members = _members(slot.prepared) or (slot.adapter,)
-        adapters = {name: self._adapters[name] for name in members}
-        done: dict[str, dict[str, LowRank]] = {name: {} for name in members}
-        for module in sorted({module for adapter in adapters.values() for module in adapter.layers}):
-            present = {name: adapter.layers[module] for name, adapter in adapters.items() if module in adapter.layers}
-            for name, layer in METHODS[slot.prepared.kind].prepare(slot.prepared, present).items():
-                done[name][module] = layer
-        for name, layers in done.items():
-            self._prepared[Slot(name, slot.prepared)] = layers
+    def _sweep(self) -> None:
+        """Free the pages of adapters that have left the pool, once no row uses them."""
+        with self._lock:
+            gone = frozenset(self._gone)
+        if not gone:
+            return
+        stale = [key for key in self._resident if not gone.isdisjoint(key[1])]
+        for key in stale:
+            if self._resident[key].users == 0:
+                self.pages.give(self._resident.pop(key).pages)
+        held = {number for key in stale if key in self._resident for number in key[1]}
+        with self._lock:
+            # Not all of them: others may have left meanwhile.
+            self._gone -= gone - held
+
+    def _bring_in(self, parts: Sequence[Part]) -> None:
+        """Prepare slots that come out of one preparation, and write them into pages."""
+        prepared, sources = parts[0].slot.prepared, parts[0].sources
+        method = METHODS.get(prepared.kind)
+        layers: dict[str, dict[str, LowRank]] = {part.slot.adapter: {} for part in parts}
+        for module in sorted({module for kept in sources.values() for module in kept.adapter.layers}):
+            present = {
+                name: kept.adapter.layers[module].to(self.pages.device)
+                for name, kept in sources.items()
+                if module in kept.adapter.layers
+            }
+            if method is not None:
+                present = method.prepare(prepared, module, present)
+            for name in layers:
+                if name in present:
+                    layers[name][module] = present[name]
+        for part in parts:
+            self._resident[part.key] = _Resident(self.pages.put(layers[part.slot.adapter], part.rank))
+        with self._lock:
+            # A recipe may be older than the removal of its adapters, and the sweep that followed.
+            self._gone.update(kept.number for name, kept in sources.items() if self._adapters.get(name) is not kept)
 
 
 def find_method(name: str) -> Method:
@@ -225,10 +275,9 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-def _members(prepared: Prepared) -> tuple[str, ...]:
-    """The adapters that a preparation depends on together; none where each is prepared by itself."""
-    return next((setting for setting in prepared.settings if isinstance(setting, tuple)), ())
-
-
-def _takes_part(name: str, prepared: Prepared) -> bool:
-    return name in _members(prepared)
+def _check_ranks(method: str, adapters: list[Adapter]) -> None:
+    for module in sorted({module for adapter in adapters for module in adapter.layers}):
+        ranks = {adapter.name: adapter.layers[module].rank for adapter in adapters if module in adapter.layers}
+        if len(set(ranks.values())) > 1:
+            listed = ", ".join(f"{name} {rank}" for name, rank in ranks.items())
+            raise CompositionError(f"method {method} needs adapters of one rank, these have {listed}", "Use cat")

@@ -1,25 +1,11 @@
-"""cat: the weighted sum of the adapters' outputs (PEFT's "cat", LoraRetriever's mixture)."""
+"""cat: the weighted sum of the adapters' outputs (PEFT's "cat", task arithmetic on the outputs)."""
 
-from collections.abc import Mapping
-
-from lorafleet.composition.adapter import LowRank
-from lorafleet.composition.composition import Composition
-from lorafleet.composition.methods.method import Mixing, Prepared
+from lorafleet.composition.methods.method import Method, Mixing
 
 
-class Cat:
-    """sum_i w_i s_i B_i A_i x; ranks may differ."""
+class Cat(Method):
+    """sum_i w_i B_i A_i x; ranks may differ."""
 
-    equal_ranks = False
-
-    def prepared(self, composition: Composition) -> Prepared:
-        """The adapters as they are."""
-        return Prepared()
-
-    def prepare(self, prepared: Prepared, layers: Mapping[str, LowRank]) -> dict[str, LowRank]:
-        """No change."""
-        return dict(layers)
-
-    def mixing(self, weight: float, scale: float) -> Mixing:
+    def mixing(self, weight: float) -> Mixing:
         """Each adapter keeps to itself."""
-        return Mixing(direct=weight * scale)
+        return Mixing(direct=weight)

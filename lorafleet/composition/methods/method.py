@@ -1,17 +1,16 @@
 """What a method is.
 
 Every method here is linear in the weights once its adapters are prepared. For a row with activations x, the prepared
-adapters i with their A_i, B_i and scales s_i, the composed adapter adds
+adapters i with their A_i and B_i (the scale alpha / rank folded into both), the composed adapter adds
 
     sum_j B_j z_j,     z_j = direct_j (A_j x) + spread_j sum_i gather_i (A_i x)
 
 `direct` alone keeps each adapter to itself (cat); `gather` and `spread` alone are the product of two weighted sums
-(linear). So a method says two things: which prepared forms of the adapters it reads, and the three coefficients of each.
+(linear). So a method says which prepared forms of the adapters a composition reads, and the three coefficients of each.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
@@ -25,11 +24,13 @@ class Prepared:
 
     Attributes:
         kind: the method that prepares, "plain" for no change.
-        settings: what else the result depends on: density, and for TIES the adapters that take part.
+        settings: what else the result depends on, such as the density.
+        members: the adapters that the result depends on together; none where each is prepared by itself.
     """
 
     kind: str = "plain"
     settings: tuple[object, ...] = ()
+    members: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Slot:
     """A prepared form of one adapter; rows of a batch that read the same one share it."""
 
     adapter: str
-    prepared: Prepared
+    prepared: Prepared = Prepared()
 
 
 @dataclass(frozen=True)
@@ -49,32 +50,43 @@ class Mixing:
     spread: float = 0.0
 
 
-class Method(Protocol):
-    """A way to combine adapters."""
+class Method:
+    """A way to combine adapters. What is written here suits a method that reads the adapters as they are."""
 
-    equal_ranks: bool
+    equal_ranks = False
     """Whether the adapters must have the same rank (they are added up entry by entry)."""
+
+    def weights(self, weights: Mapping[str, float]) -> Mapping[str, float]:
+        """The weights that count, where the method has its own mind about them."""
+        return weights
+
+    def parts(self, composition: Composition) -> dict[Slot, Mixing]:
+        """The slots that a composition of at least two adapters reads, with their coefficients."""
+        prepared = self.prepared(composition)
+        return {Slot(name, prepared): self.mixing(weight) for name, weight in composition.weights.items()}
 
     def prepared(self, composition: Composition) -> Prepared:
         """The form of the adapters that this composition reads."""
+        return Prepared()
 
-    def prepare(self, prepared: Prepared, layers: Mapping[str, LowRank]) -> dict[str, LowRank]:
+    def prepare(self, prepared: Prepared, module: str, layers: Mapping[str, LowRank]) -> dict[str, LowRank]:
         """Change one layer's tensors of all adapters that take part, by adapter."""
+        return dict(layers)
 
-    def mixing(self, weight: float, scale: float) -> Mixing:
-        """The coefficients of an adapter with this weight and this layer's scale."""
+    def mixing(self, weight: float) -> Mixing:
+        """The coefficients of an adapter with this weight."""
+        raise NotImplementedError
 
 
-def each_half(layers: Mapping[str, LowRank], change: "Change") -> dict[str, LowRank]:
-    """Apply a change to the stacked A's and the stacked B's of one layer."""
+Change = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
+
+
+def each_half(layers: Mapping[str, LowRank], change: Change) -> dict[str, LowRank]:
+    """Apply a change to the A's and then to the B's of one layer, for all adapters that take part.
+
+    It works in float32, as in PEFT, whatever format the adapters were saved in.
+    """
     names = list(layers)
-    a_halves = change([layers[name].a for name in names])
-    b_halves = change([layers[name].b for name in names])
+    a_halves = change([layers[name].a.float() for name in names])
+    b_halves = change([layers[name].b.float() for name in names])
     return {name: LowRank(a, b, layers[name].scale) for name, a, b in zip(names, a_halves, b_halves, strict=True)}
-
-
-class Change(Protocol):
-    """A change of one half (A or B) of a layer, for all adapters that take part."""
-
-    def __call__(self, halves: Sequence[torch.Tensor], /) -> Sequence[torch.Tensor]:
-        """The changed tensors, in the same order and shapes."""
