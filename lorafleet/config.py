@@ -104,19 +104,30 @@ class Weighing(Section):
 class Composing(Section):
     """The method that combines the adapters of a request, and its settings."""
 
-    method: Literal["linear", "cat", "ties", "magnitude_prune"] = "linear"
+    method: Literal[
+        "linear", "cat", "ties", "magnitude_prune", "dare_linear", "dare_ties", "fusion", "mixture", "selection", "svd"
+    ] = "linear"
     density: Share = 0.8
     majority_sign: Literal["frequency", "total"] = "frequency"
 
 
 class Generation(Section):
-    """Bounds and defaults of generation."""
+    """Bounds and defaults of generation, and of the engine on one device.
+
+    `longest` bounds prompt and answer together, `rows` what is computed at once, `waiting` what waits for a row.
+    `prefill_tokens` is the longest pass over prompts (512 on CPUs, 2,048 on GPUs), `adapter_ranks` the room for prepared
+    adapters (one and a half times what the fleet has), `cache_gib` that for keys and values on a GPU (most of what is free).
+    """
 
     max_tokens: Count = 64
     max_new_tokens: Count = 512
     max_prompt_tokens: Count = 2048
-    batch: Count = 16
-    batch_wait_ms: Annotated[float, Field(ge=0)] = 20
+    longest: Annotated[int, Field(ge=2)] = 4096
+    rows: Count = 16
+    waiting: Annotated[int, Field(ge=0)] = 256
+    prefill_tokens: Count | None = None
+    adapter_ranks: Count | None = None
+    cache_gib: Annotated[float, Field(gt=0)] | None = None
 
 
 class Scaling(Section):

@@ -1,17 +1,22 @@
 """A fleet in one process: base model, adapters and index, without Ray. What the endpoint does, a notebook can do here."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from lorafleet.adapters import Roster, stored_adapters
-from lorafleet.composition import METHODS, Composition, load_adapter
+from lorafleet.composition import METHODS, Composition, load_adapter, page_rank_for
 from lorafleet.config import Settings, load_settings
 from lorafleet.engine import Engine, Generation, GenerationRequest, OptionScore, ScoreRequest
 from lorafleet.errors import CompositionError
 from lorafleet.models import load_base_model, load_tokenizer
 from lorafleet.retrieval import Encoder, Neighbour, open_index
 from lorafleet.weighing import TaskWeights, nucleus_weights
+
+LEAST_ADAPTERS = 8
+SPARE_ROOM = 1.5
+"""The room for prepared adapters, against what the fleet has: pruned and elected forms of some lie beside the plain ones."""
 
 
 class Fleet:
@@ -128,10 +133,25 @@ def load_engine(settings: Settings, roster: Roster) -> Engine:
     Raises:
         AdapterError: an adapter cannot be loaded.
     """
-    model = load_base_model(settings.models)
-    engine = Engine(model, load_tokenizer(settings.models), settings.generation.max_prompt_tokens, settings.generation.batch)
-    for adapter in roster.adapters.values():
-        engine.pool.add(load_adapter(adapter.folder, adapter.task))
+    generation = settings.generation
+    adapters = [load_adapter(adapter.folder, adapter.task) for adapter in roster.adapters.values()]
+    page_rank = page_rank_for([adapter.rank for adapter in adapters])
+    pages = [math.ceil(adapter.rank / page_rank) for adapter in adapters]
+    room = math.ceil(max(sum(pages), LEAST_ADAPTERS * max(pages, default=1)) * SPARE_ROOM)
+    engine = Engine(
+        load_base_model(settings.models),
+        load_tokenizer(settings.models),
+        max_prompt_tokens=generation.max_prompt_tokens,
+        rows=generation.rows,
+        longest=generation.longest,
+        waiting=generation.waiting,
+        prefill_tokens=generation.prefill_tokens,
+        pages=math.ceil(generation.adapter_ranks / page_rank) if generation.adapter_ranks else room,
+        page_rank=page_rank,
+        cache_gib=generation.cache_gib,
+    )
+    for adapter in adapters:
+        engine.pool.add(adapter)
     return engine
 
 

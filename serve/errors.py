@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from jobs.cluster import cause_of
 from lorafleet.errors import (
     CompositionError,
+    EngineFull,
     IndexMismatch,
     IndexUnavailable,
     LoRAFleetError,
@@ -91,7 +92,7 @@ def as_api_error(error: BaseException) -> ApiError:
             return ApiError(404, sentence(error), param="composition.weights", code="adapter_not_found")
         case IndexUnavailable() | IndexMismatch():
             return ApiError(503, sentence(error), SERVER_ERROR, code="index_unavailable", retry_after=AWAY_RETRY_SECONDS)
-        case BackPressureError():
+        case BackPressureError() | EngineFull():
             message = "the endpoint has too many requests waiting. Try again in a moment"
             return ApiError(429, message, "rate_limit_error", code="overloaded", retry_after=BUSY_RETRY_SECONDS)
         case DeploymentUnavailableError() | ReplicaUnavailableError() | RayActorError():

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
@@ -16,16 +17,15 @@ from lorafleet.adapters import stored_adapters
 from lorafleet.composition import Composition
 from lorafleet.config import Composing, Settings
 from lorafleet.engine import Engine, Generation, GenerationRequest
-from lorafleet.errors import LoRAFleetError, RequestError
+from lorafleet.errors import RequestError
 from lorafleet.fleet import load_engine, make_composition
 from lorafleet.models import pick_device
-from serve.batcher import Batcher
 from serve.messages import Completed, Continuation, Order, Sampling, Token, Weighed
 
 
 @serve.deployment(name="Generator")
 class Generator:
-    """Generates in batches, in a thread: the replica's event loop stays free for requests and health checks."""
+    """Generates in the engine's thread: the replica's event loop stays free for requests and health checks."""
 
     def __init__(self, settings: Settings) -> None:
         """Load the base model and the adapters.
@@ -40,10 +40,7 @@ class Generator:
         self._settings = settings
         self._roster = stored_adapters(settings)
         self._engine = load_engine(settings, self._roster)
-        generation = settings.generation
-        self._batcher: Batcher[GenerationRequest, Generation] = Batcher(
-            lambda requests: generate_each(self._engine, requests), generation.batch, generation.batch_wait_ms / 1000
-        )
+        self._engine.warm_up()
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Change settings without a restart: those of the section `composing`."""
@@ -61,17 +58,18 @@ class Generator:
         Raises:
             RequestError: the prompt is empty, or the chat template does not take the conversation.
             UnknownAdapter, CompositionError: the composition cannot be made.
+            EngineFull: too many requests wait for a row.
         """
         composition = self._composition(order, weighed)
         request = GenerationRequest(self._prompt(order), composition, **_drawing(order.sampling))
-        answers = await asyncio.gather(*(self._batcher.ask(choice) for choice in choices(request, order.sampling.n)))
+        answers = await generate(self._engine, choices(request, order.sampling.n))
         return Completed(
-            tuple(Continuation(generation, self._tokens(generation)) for generation, _ in answers),
+            tuple(Continuation(generation, self._tokens(generation)) for generation in answers),
             composition,
             weighed.retrieval_ms if weighed else 0.0,
             weighed.weighing_ms if weighed else 0.0,
-            1000 * max(seconds for _, seconds in answers),
-            1000 * max(generation.seconds_to_first_token for generation, _ in answers),
+            1000 * max(generation.seconds_waiting for generation in answers),
+            1000 * max(generation.seconds_to_first_token for generation in answers),
         )
 
     def _composition(self, order: Order, weighed: Weighed | None) -> Composition:
@@ -94,19 +92,21 @@ class Generator:
         return tuple(tokens)
 
 
-def generate_each(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Generation | Exception]:
-    """Generate a batch; a request that the engine refuses fails alone.
+async def generate(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Generation]:
+    """Continue prompts in the engine's thread; with the first that fails, or where nobody waits, all are cancelled.
 
-    The engine refuses a whole batch before it computes anything, so halving it until the guilty ones are by themselves
-    costs little, and a batch without fault costs nothing.
+    Raises:
+        RequestError, UnknownAdapter, CompositionError, EngineFull: the engine does not take one of them.
     """
+    futures: list[Future[Generation]] = []
     try:
-        return [*engine.generate(requests)]
-    except LoRAFleetError as error:
-        if len(requests) == 1:
-            return [error]
-    middle = len(requests) // 2
-    return generate_each(engine, requests[:middle]) + generate_each(engine, requests[middle:])
+        for request in requests:
+            futures.append(engine.submit(request))
+        return await asyncio.gather(*map(asyncio.wrap_future, futures))
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
 
 
 def choices(request: GenerationRequest, n: int) -> list[GenerationRequest]:

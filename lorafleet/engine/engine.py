@@ -1,69 +1,87 @@
-"""Batches of prompts on one model: prefill, then decode step by step; a row that is done leaves the batch."""
+"""The engine: requests come in from any thread, one thread computes, answers go out as they come."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from concurrent.futures import Future
+from functools import partial
+from importlib.util import find_spec
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorafleet.composition import AdapterPool, ComposedModel
-from lorafleet.engine.requests import FinishReason, Generation, GenerationRequest, OptionScore, ScoreRequest
-from lorafleet.engine.sampling import choose, seeded
-from lorafleet.errors import RequestError
+from lorafleet.engine.cache import KeyValueCache
+from lorafleet.engine.loop import Loop
+from lorafleet.engine.requests import Generation, GenerationRequest, OptionScore, Piece, ScoreRequest
+from lorafleet.engine.runner import Runner
+from lorafleet.engine.sequence import OnPiece, Scoring
+from lorafleet.engine.sequence import Sequence as Row
+from lorafleet.engine.slotted_cache import SlottedCache
+from lorafleet.engine.text import TextStream
+from lorafleet.errors import EngineFull, RequestError
 from lorafleet.prompts import encode_answer, encode_prompt, end_token
 
+if TYPE_CHECKING:
+    from lorafleet.engine.graphs import DecodeGraphs
+
+CACHE_SHARE = 0.85
+"""Of a GPU's free memory, for adapters, keys and values; the rest is for what a pass computes."""
+CPU_PREFILL_TOKENS = 512
+GPU_PREFILL_TOKENS = 2048
 Note = Callable[[int], None]
-
-
-@dataclass
-class _Row:
-    """A request on its way: what it has produced so far."""
-
-    number: int
-    request: GenerationRequest
-    prompt_tokens: int
-    draws: torch.Generator | None
-    tokens: list[int] = field(default_factory=list)
-    log_probabilities: list[float] = field(default_factory=list)
-    seconds_to_first_token: float = 0.0
-    text: str = ""
-    finish_reason: FinishReason | None = None
-
-
-@dataclass
-class _Batch:
-    """The rows of a batch with their cache, left-padded to one length."""
-
-    cache: DynamicCache
-    mask: torch.Tensor
-    positions: torch.Tensor
-    logits: torch.Tensor
+Answer = TypeVar("Answer")
 
 
 class Engine:
-    """Generates and scores on one base model with a pool of adapters. Safe to call from several threads, one at a time.
+    """Generates and scores on one base model with a pool of adapters, every request under its own composition.
 
     Args:
         max_prompt_tokens: longer prompts are cut in their middle.
-        batch: at most so many rows in one forward pass.
+        rows: sequences at once.
+        longest: tokens of a sequence at most, prompt and answer together.
+        waiting: requests that may wait for a row; more are refused.
+        prefill_tokens: tokens of one pass over prompts; the rows on their way wait for no more than that.
+        pages, page_rank: of the adapters at hand, as in `AdapterPool`.
+        cache_gib: memory for keys and values on a GPU; most of what is free where absent.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int = 2048, batch: int = 16
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_prompt_tokens: int = 2048,
+        rows: int = 16,
+        longest: int = 4096,
+        waiting: int = 256,
+        prefill_tokens: int | None = None,
+        pages: int = 256,
+        page_rank: int = 16,
+        cache_gib: float | None = None,
     ) -> None:
-        self._model, self._tokenizer = model, tokenizer
-        self._composed = ComposedModel(model)
-        self._max_prompt_tokens, self._batch = max_prompt_tokens, batch
-        self._end = end_token(tokenizer, model)
-        self._device = next(model.parameters()).device
-        self._lock = threading.Lock()
+        self._tokenizer = tokenizer
+        self._max_prompt_tokens, self._waiting = min(max_prompt_tokens, longest - 1), waiting
+        self._composed = ComposedModel(model, pages, page_rank)
+        device = next(model.parameters()).device
+        self._cache, self._graphs = _for_device(model, self._composed, rows, longest, cache_gib)
+        self._loop = Loop(
+            Runner(model, self._composed, self._cache, self._graphs),
+            self.pool,
+            self._cache,
+            self._text_of,
+            end_token(tokenizer, model),
+            rows,
+            prefill_tokens or (GPU_PREFILL_TOKENS if device.type == "cuda" else CPU_PREFILL_TOKENS),
+        )
+        self._news = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
 
     @property
     def pool(self) -> AdapterPool:
-        """The adapters that requests may name."""
+        """The adapters that requests may name; they come and go at any time."""
         return self._composed.pool
 
     @property
@@ -71,39 +89,106 @@ class Engine:
         """The base model's tokenizer."""
         return self._tokenizer
 
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a row."""
+        return self._loop.waiting
+
+    @property
+    def running(self) -> int:
+        """How many rows are on their way."""
+        return self._loop.running
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that keys and values take."""
+        return self._cache.bytes
+
+    def warm_up(self) -> None:
+        """Make ready what the first requests would wait for, once the adapters are in; nothing to do on a CPU."""
+        if self._graphs is not None:
+            with torch.inference_mode():
+                self._graphs.warm_up()
+
+    def submit(
+        self, request: GenerationRequest, on_piece: OnPiece | None = None, patient: bool = False
+    ) -> "Future[Generation]":
+        """Ask for a continuation. To cancel the future frees what the request holds, at the next step.
+
+        Args:
+            on_piece: is called from the engine's thread with every piece of the answer; it must not block.
+            patient: wait however many there are.
+
+        Raises:
+            RequestError: the prompt is empty, a bound is out of range, or prompt and answer are too long.
+            UnknownAdapter, CompositionError: the composition cannot be made from the pool.
+            EngineFull: too many requests wait.
+        """
+        request.check()
+        prompt = self._encode(request.prompt)
+        if len(prompt) + request.max_tokens > self._cache.longest:
+            raise RequestError(
+                f"max_tokens is {request.max_tokens}, and the prompt has {len(prompt)} tokens",
+                f"Allowed: {self._cache.longest} together (generation.longest)",
+                field="max_tokens",
+            )
+        recipe = self.pool.recipe(request.composition)
+        text = TextStream(self._tokenizer, request.stop) if request.stop or on_piece else None
+        row = Row(request, prompt, recipe, Future(), on_piece, text)
+        self._take(row, patient)
+        return row.future
+
+    def submit_score(self, request: ScoreRequest, patient: bool = False) -> "Future[list[OptionScore]]":
+        """Ask for the log-likelihood of each option; raises as `submit` does."""
+        if not request.options or not all(request.options):
+            raise RequestError(f"options is {request.options!r}", "Give at least one, none empty", field="options")
+        options = [encode_answer(self._tokenizer, option) for option in request.options]
+        recipe = self.pool.recipe(request.composition)
+        scoring = Scoring(request, self._encode(request.prompt), options, recipe, Future())
+        if len(scoring.tokens) > self._cache.longest:
+            raise RequestError(
+                f"prompt and options have {len(scoring.tokens)} tokens",
+                f"Allowed: {self._cache.longest} (generation.longest)",
+                field="options",
+            )
+        self._take(scoring, patient)
+        return scoring.future
+
+    def stream(self, request: GenerationRequest) -> Iterator[Piece]:
+        """The pieces of an answer as they come; raises as `submit` does. To leave the loop cancels the request."""
+        pieces: SimpleQueue[Piece | None] = SimpleQueue()
+        future = self.submit(request, on_piece=pieces.put)
+        future.add_done_callback(lambda _: pieces.put(None))
+        try:
+            while (piece := pieces.get()) is not None:
+                yield piece
+            future.result()
+        finally:
+            future.cancel()
+
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         """Continue prompts, each under its own composition; the answers come in the order of the requests.
 
         Raises:
-            RequestError: a prompt is empty, or a bound is out of range.
-            UnknownAdapter, CompositionError: a composition cannot be made from the pool.
+            RequestError, UnknownAdapter, CompositionError: a request cannot be taken; the others are cancelled.
         """
-        for request in requests:
-            _check(request)
-        answers: list[Generation] = []
-        with self._lock, torch.inference_mode():
-            for start in range(0, len(requests), self._batch):
-                answers += self._generate_batch(requests[start : start + self._batch])
-        return answers
+        return _all([partial(self.submit, request, patient=True) for request in requests])
 
     def score(self, requests: Sequence[ScoreRequest], note: Note | None = None) -> list[list[OptionScore]]:
         """The log-likelihood of every option of every request; a prompt is computed once for all its options.
 
         Args:
-            note: is called with the number of requests done, batch by batch.
+            note: is called with the number of requests done, one by one.
         """
-        prompts = [self._encode(request.prompt) for request in requests]
-        order = sorted(range(len(requests)), key=lambda number: -len(prompts[number]))
-        scores: list[list[OptionScore]] = [[] for _ in requests]
-        for start in range(0, len(order), self._batch):
-            chosen = order[start : start + self._batch]
-            with self._lock, torch.inference_mode():
-                batch = self._score_batch([requests[number] for number in chosen], [prompts[number] for number in chosen])
-            for number, row in zip(chosen, batch, strict=True):
-                scores[number] = row
-            if note is not None:
-                note(len(chosen))
-        return scores
+        return _all([partial(self.submit_score, request, patient=True) for request in requests], note)
+
+    def close(self) -> None:
+        """End the thread; requests that wait or are on their way fail."""
+        with self._news:
+            self._closed = True
+            self._news.notify_all()
+        if self._thread is not None:
+            self._thread.join()
 
     def _encode(self, prompt: str) -> list[int]:
         tokens = encode_prompt(self._tokenizer, prompt, self._max_prompt_tokens)
@@ -111,149 +196,74 @@ class Engine:
             raise RequestError("the prompt is empty", "Send some text", field="prompt")
         return tokens
 
-    def _prefill(self, prompts: Sequence[Sequence[int]]) -> _Batch:
-        """Run the prompts, left-padded; the logits are those behind the last prompt token, [rows, vocabulary]."""
-        length = max(len(prompt) for prompt in prompts)
-        tokens = torch.zeros(len(prompts), length, dtype=torch.long)
-        mask = torch.zeros_like(tokens)
-        for row, prompt in enumerate(prompts):
-            tokens[row, length - len(prompt) :] = torch.tensor(prompt)
-            mask[row, length - len(prompt) :] = 1
-        mask = mask.to(self._device)
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        cache = DynamicCache(config=self._model.config)
-        logits = self._forward(tokens.to(self._device), mask, positions, cache, logits_to_keep=1)
-        return _Batch(cache, mask, positions[:, -1], logits[:, -1].float())
+    def _take(self, item: Row | Scoring, patient: bool) -> None:
+        with self._news:
+            if self._closed:
+                raise EngineFull("the engine is closed", "Ask another one")
+            if not patient and self._loop.waiting >= self._waiting:
+                raise EngineFull(f"{self._waiting} requests wait already", "Try again later, or raise generation.waiting")
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+                self._thread.start()
+            item.future.add_done_callback(_tell_waiters)
+            self._loop.take(item)
+            self._news.notify_all()
 
-    def _forward(
-        self, tokens: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: DynamicCache, **options: Any
-    ) -> torch.Tensor:
-        output = self._model(
-            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **options
-        )
-        logits: torch.Tensor = output.logits
-        return logits
-
-    def _generate_batch(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
-        start = time.perf_counter()
-        prompts = [self._encode(request.prompt) for request in requests]
-        rows = [
-            _Row(number, request, len(prompt), seeded(request.seed, self._device))
-            for number, (request, prompt) in enumerate(zip(requests, prompts, strict=True))
-        ]
-        everyone = list(rows)
-        plan = self.pool.plan([request.composition for request in requests])
-        with self._composed.composed(plan):
-            batch = self._prefill(prompts)
+    @torch.inference_mode()
+    def _work(self) -> None:
         while True:
-            self._extend(rows, batch.logits, time.perf_counter() - start)
-            going_on = [place for place, row in enumerate(rows) if row.finish_reason is None]
-            if not going_on:
-                break
-            if len(going_on) < len(rows):
-                keep = torch.tensor(going_on, device=self._device)
-                rows = [rows[place] for place in going_on]
-                plan = plan.select(keep)
-                batch.cache.batch_select_indices(keep)
-                batch = _Batch(batch.cache, batch.mask[keep], batch.positions[keep], batch.logits[keep])
-            last = torch.tensor([[row.tokens[-1]] for row in rows], device=self._device)
-            mask = torch.cat([batch.mask, batch.mask.new_ones(len(rows), 1)], dim=1)
-            positions = batch.positions + 1
-            with self._composed.composed(plan):
-                logits = self._forward(last, mask, positions[:, None], batch.cache)
-            batch = _Batch(batch.cache, mask, positions, logits[:, -1].float())
-        return [_finished(row) for row in everyone]
+            with self._news:
+                self._news.wait_for(lambda: self._closed or not self._loop.idle)
+                if self._closed:
+                    self._loop.abandon(EngineFull("the engine was closed"))
+                    return
+            self._loop.step()
 
-    def _extend(self, rows: Sequence[_Row], logits: torch.Tensor, seconds: float) -> None:
-        """Give every row its next token; rows that end get their reason."""
-        log_probabilities = logits.log_softmax(dim=-1)
-        for place, row in enumerate(rows):
-            token = choose(logits[place], row.request.temperature, row.request.top_p, row.draws)
-            if not row.tokens:
-                row.seconds_to_first_token = seconds
-            if token == self._end:
-                row.finish_reason = "stop"
-                continue
-            row.tokens.append(token)
-            row.log_probabilities.append(float(log_probabilities[place, token]))
-            row.text = self._decode(row.tokens)
-            stops = [row.text.index(stop) for stop in row.request.stop if stop in row.text]
-            if stops:
-                row.text = row.text[: min(stops)]
-                row.finish_reason = "stop"
-            elif len(row.tokens) >= row.request.max_tokens:
-                row.finish_reason = "length"
-
-    def _decode(self, tokens: Sequence[int]) -> str:
-        text = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+    def _text_of(self, tokens: list[int]) -> str:
+        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
         assert isinstance(text, str)
         return text
 
-    def _score_batch(self, requests: Sequence[ScoreRequest], prompts: Sequence[Sequence[int]]) -> list[list[OptionScore]]:
-        plan = self.pool.plan([request.composition for request in requests])
-        with self._composed.composed(plan):
-            batch = self._prefill(prompts)
-        first = batch.logits.log_softmax(dim=-1)
-        options = [[encode_answer(self._tokenizer, option) for option in request.options] for request in requests]
-        totals = [[float(first[row, option[0]]) for option in row_options] for row, row_options in enumerate(options)]
-        longer = [
-            (row, place, option)
-            for row, row_options in enumerate(options)
-            for place, option in enumerate(row_options)
-            if len(option) > 1
-        ]
-        if longer:
-            owners = torch.tensor([row for row, _, _ in longer], device=self._device)
-            rests = [option for _, _, option in longer]
-            for (row, place, _), rest in zip(longer, self._continue(batch, plan.select(owners), owners, rests), strict=True):
-                totals[row][place] += rest
-        return [
-            [
-                OptionScore(option, total, len(tokens), len(option.encode()))
-                for option, total, tokens in zip(request.options, row_totals, row_options, strict=True)
-            ]
-            for request, row_totals, row_options in zip(requests, totals, options, strict=True)
-        ]
 
-    def _continue(self, batch: _Batch, plan: Any, owners: torch.Tensor, options: Sequence[Sequence[int]]) -> Iterator[float]:
-        """The log-likelihood of the options' tokens behind the first, on the cache of the prompts that they belong to."""
-        batch.cache.batch_select_indices(owners)
-        length = max(len(option) for option in options) - 1
-        tokens = torch.zeros(len(options), length, dtype=torch.long)
-        targets = torch.zeros_like(tokens)
-        there = torch.zeros_like(tokens)
-        for row, option in enumerate(options):
-            tokens[row, : len(option) - 1] = torch.tensor(option[:-1])
-            targets[row, : len(option) - 1] = torch.tensor(option[1:])
-            there[row, : len(option) - 1] = 1
-        tokens, targets, there = (table.to(self._device) for table in (tokens, targets, there))
-        mask = torch.cat([batch.mask[owners], there], dim=1)
-        positions = batch.positions[owners][:, None] + 1 + torch.arange(length, device=self._device)
-        with self._composed.composed(plan):
-            logits = self._forward(tokens, mask, positions, batch.cache).float()
-        chosen = logits.gather(2, targets[:, :, None])[:, :, 0] - logits.logsumexp(dim=-1)
-        yield from ((chosen * there).sum(dim=1)).tolist()
+def _for_device(
+    model: PreTrainedModel, composed: ComposedModel, rows: int, longest: int, cache_gib: float | None
+) -> "tuple[KeyValueCache[Any], DecodeGraphs | None]":
+    """The cache, and the graphs, that suit the model's device."""
+    parameter = next(model.parameters())
+    if not parameter.is_cuda or find_spec("triton") is None:
+        return SlottedCache(rows, longest, parameter.device), None
+    # Where there is no GPU, there may be no Triton.
+    from lorafleet.engine.fusing import fuse
+    from lorafleet.engine.graphs import DecodeGraphs
+    from lorafleet.engine.paged_cache import PagedCache
+
+    fuse(model)
+    free, _ = torch.cuda.mem_get_info(parameter.device)
+    free += torch.cuda.memory_reserved(parameter.device) - torch.cuda.memory_allocated(parameter.device)
+    memory = int(cache_gib * 2**30) if cache_gib else int(free * CACHE_SHARE) - composed.pool.pages.bytes
+    cache = PagedCache(model.config, memory, longest, parameter.device, parameter.dtype)
+    return cache, DecodeGraphs(model, composed, cache, rows) if composed.by_kernels else None
 
 
-def _finished(row: _Row) -> Generation:
-    assert row.finish_reason is not None
-    return Generation(
-        row.text,
-        tuple(row.tokens),
-        tuple(row.log_probabilities),
-        row.finish_reason,
-        row.prompt_tokens,
-        row.seconds_to_first_token,
-    )
+def _tell_waiters(future: "Future[Any]") -> None:
+    """A cancelled future is over for `concurrent.futures.wait` only once somebody says so; an executor would."""
+    if future.cancelled():
+        future.set_running_or_notify_cancel()
 
 
-def _check(request: GenerationRequest) -> None:
-    allowed = {
-        "max_tokens": (request.max_tokens >= 1, "at least 1"),
-        "temperature": (0 <= request.temperature <= 100, "from 0 to 100"),
-        "top_p": (0 < request.top_p <= 1, "above 0 and at most 1"),
-        "stop": (all(request.stop), "texts that are not empty"),
-    }
-    for name, (fine, wanted) in allowed.items():
-        if not fine:
-            raise RequestError(f"{name} is {getattr(request, name)!r}", f"Allowed: {wanted}", field=name)
+def _all(submits: Sequence[Callable[[], "Future[Answer]"]], note: Note | None = None) -> list[Answer]:
+    """Submit everything and wait for it; what goes wrong with one cancels the others."""
+    futures: list[Future[Answer]] = []
+    answers: list[Answer] = []
+    try:
+        for submit in submits:
+            futures.append(submit())
+        for future in futures:
+            answers.append(future.result())
+            if note is not None:
+                note(1)
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
+    return answers

@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lorafleet.composition import BASE, Composition
+from lorafleet.errors import RequestError
 
 FinishReason = Literal["stop", "length"]
+MOST_LIKELIEST = 20
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,7 @@ class GenerationRequest:
         top_p: draws only from the smallest set of tokens with this mass.
         seed: makes the draws repeatable, whatever else is in the batch.
         stop: texts that end the answer; the answer does not hold them.
+        likeliest: how many of the likeliest tokens the answer tells at every place, at most 20.
     """
 
     prompt: str
@@ -26,6 +29,50 @@ class GenerationRequest:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    likeliest: int = 0
+
+    def check(self) -> None:
+        """Refuse bounds that are out of range.
+
+        Raises:
+            RequestError: one is.
+        """
+        allowed = {
+            "max_tokens": (self.max_tokens >= 1, "at least 1"),
+            "temperature": (0 <= self.temperature <= 100, "from 0 to 100"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "stop": (all(self.stop), "texts that are not empty"),
+            "likeliest": (0 <= self.likeliest <= MOST_LIKELIEST, f"from 0 to {MOST_LIKELIEST}"),
+        }
+        for name, (fine, wanted) in allowed.items():
+            if not fine:
+                raise RequestError(f"{name} is {getattr(self, name)!r}", f"Allowed: {wanted}", field=name)
+
+
+@dataclass(frozen=True)
+class TokenChoice:
+    """A token of an answer.
+
+    Attributes:
+        log_probability: under the model, at temperature 1.
+        likeliest: the likeliest tokens in its place with their log-probabilities, as many as were asked for.
+    """
+
+    token: int
+    log_probability: float
+    likeliest: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a step adds to an answer; the pieces' texts, one behind the other, are the answer's text.
+
+    A piece may have a token and no text yet (half of a character, or what may become a stop text), and the last one text
+    and no token.
+    """
+
+    text: str
+    choice: TokenChoice | None = None
 
 
 @dataclass(frozen=True)
@@ -33,18 +80,28 @@ class Generation:
     """A continued prompt.
 
     Attributes:
-        tokens: the new token ids, without the end token.
-        log_probabilities: of each of them under the model, at temperature 1.
+        choices: the new tokens, without the end token.
         prompt_tokens: how many tokens the prompt has (after a cut, if it was too long).
-        seconds_to_first_token: from the start of the batch.
+        seconds_waiting: from the request to the first computation for it.
+        seconds_to_first_token: from there to the first token.
     """
 
     text: str
-    tokens: tuple[int, ...]
-    log_probabilities: tuple[float, ...]
+    choices: tuple[TokenChoice, ...]
     finish_reason: FinishReason
     prompt_tokens: int
+    seconds_waiting: float
     seconds_to_first_token: float
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The new token ids."""
+        return tuple(choice.token for choice in self.choices)
+
+    @property
+    def log_probabilities(self) -> tuple[float, ...]:
+        """Of each new token under the model, at temperature 1."""
+        return tuple(choice.log_probability for choice in self.choices)
 
 
 @dataclass(frozen=True)

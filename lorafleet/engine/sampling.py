@@ -1,24 +1,82 @@
-"""How the next token is chosen."""
+"""How the next tokens of a batch are chosen: the same token for a seed, whatever else is in the batch."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 
-def choose(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> int:
-    """The next token of one row.
+@dataclass(frozen=True)
+class Draw:
+    """How one row chooses: the likeliest token at temperature 0, drawn by `source` above it."""
+
+    temperature: float
+    top_p: float
+    source: random.Random
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The next tokens of a batch.
+
+    Attributes:
+        tokens: one a row.
+        log_probabilities: of each under the model, at temperature 1.
+        likeliest: of each row, the likeliest tokens with their log-probabilities, as many as the widest row wants.
+    """
+
+    tokens: list[int]
+    log_probabilities: list[float]
+    likeliest: list[list[tuple[int, float]]]
+
+
+def choose(logits: torch.Tensor, draws: Sequence[Draw], likeliest: int = 0) -> Chosen:
+    """The next token of each row.
 
     Args:
-        logits: [vocabulary], float32.
+        logits: float32 [rows, vocabulary].
+        likeliest: how many of the likeliest tokens to tell.
     """
-    if temperature == 0:
-        return int(logits.argmax())
-    probabilities = torch.softmax(logits / temperature, dim=-1)
-    if top_p < 1:
-        ordered, tokens = probabilities.sort(descending=True)
-        outside = ordered.cumsum(dim=-1) - ordered >= top_p
-        probabilities = probabilities.index_put((tokens[outside],), torch.zeros((), device=logits.device))
-    return int(torch.multinomial(probabilities, 1, generator=generator))
+    tokens = logits.argmax(dim=-1)
+    drawn = [row for row, draw in enumerate(draws) if draw.temperature > 0]
+    if drawn:
+        places = torch.tensor(drawn, device=logits.device)
+        tokens[places] = _draw(logits[places], [draws[row] for row in drawn])
+    normal = logits.logsumexp(dim=-1)
+    log_probabilities = logits.gather(1, tokens[:, None])[:, 0] - normal
+    tops: list[list[tuple[int, float]]] = [[] for _ in draws]
+    if likeliest:
+        values, places = logits.topk(likeliest, dim=-1)
+        values = values - normal[:, None]
+        tops = [list(zip(*pair, strict=True)) for pair in zip(places.tolist(), values.tolist(), strict=True)]
+    return Chosen(tokens.tolist(), log_probabilities.tolist(), tops)
 
 
-def seeded(seed: int | None, device: torch.device) -> torch.Generator | None:
-    """A source of draws for one request; None is torch's own."""
-    return None if seed is None else torch.Generator(device).manual_seed(seed)
+def _draw(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
+    """One draw a row by the inverse of the distribution function.
+
+    The tokens stand in the order of their ids: in that of their probabilities, tokens of nearly equal ones would change
+    places with the rounding of a larger or smaller batch, and a seed would not repeat its draws.
+    """
+
+    def column(values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, device=logits.device, dtype=torch.float32)[:, None]
+
+    probabilities = (logits / column([draw.temperature for draw in draws])).softmax(dim=-1)
+    cut = [row for row, draw in enumerate(draws) if draw.top_p < 1]
+    if cut:
+        places = torch.tensor(cut, device=logits.device)
+        probabilities[places] = _nucleus(probabilities[places], column([draws[row].top_p for row in cut]))
+    mass = probabilities.cumsum(dim=-1)
+    aim = column([draw.source.random() for draw in draws]) * mass[:, -1:]
+    # Rounding may carry the aim up to the whole mass, behind the last token that has any.
+    last = (probabilities > 0).long().cumsum(dim=-1).argmax(dim=-1, keepdim=True)
+    return torch.searchsorted(mass, aim, right=True).minimum(last)[:, 0]
+
+
+def _nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """Nothing but the smallest set of tokens with the mass `top_p`."""
+    ordered, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
+    outside = ordered.cumsum(dim=-1) - ordered >= top_p
+    return probabilities.masked_fill(torch.zeros_like(outside).scatter(1, tokens, outside), 0)

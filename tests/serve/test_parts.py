@@ -1,5 +1,4 @@
 import asyncio
-import threading
 
 import pytest
 import ray.serve.schema
@@ -8,50 +7,39 @@ from tiny_language_model import tiny_model, tiny_tokenizer
 
 import serve.app
 from lorafleet.composition import Composition
-from lorafleet.engine import Engine, Generation, GenerationRequest
-from lorafleet.errors import RequestError, SettingsError, UnknownAdapter
-from serve.batcher import Batcher
+from lorafleet.engine import Engine, GenerationRequest
+from lorafleet.errors import SettingsError, UnknownAdapter
 from serve.deploy import last_error
-from serve.generator import chat_prompt, generate_each
+from serve.generator import chat_prompt, generate
 
 
-def test_a_request_that_the_engine_refuses_fails_alone():
-    engine = Engine(tiny_model(), tiny_tokenizer(adds_bos=False))
-    fine = [GenerationRequest(text, max_tokens=3) for text in ("one", "two", "three")]
-    unknown = GenerationRequest("four", Composition(weights={"nobody": 1}), max_tokens=3)
-    empty = GenerationRequest("", max_tokens=3)
+def test_whoever_no_longer_waits_frees_the_row():
+    engine = Engine(tiny_model(), tiny_tokenizer(adds_bos=False), rows=1, longest=2000)
+    long = [GenerationRequest(text, max_tokens=1500) for text in ("one", "two")]
 
-    answers = generate_each(engine, [fine[0], unknown, fine[1], empty, fine[2]])
-
-    assert [type(answer) for answer in answers] == [Generation, UnknownAdapter, Generation, RequestError, Generation]
-    assert [answers[place].tokens for place in (0, 2, 4)] == [answer.tokens for answer in engine.generate(fine)]
-
-
-def test_what_arrives_while_the_engine_is_busy_is_one_batch():
-    batches: list[list[int]] = []
-    free = threading.Event()
-
-    def run(asked: list[int]) -> list[int | Exception]:
-        batches.append(list(asked))
-        free.wait(10)
-        return [ValueError("three") if number == 3 else 10 * number for number in asked]
-
-    async def ask() -> list[object]:
-        batcher = Batcher(run, size=4, wait_seconds=0.001)
-        first = asyncio.create_task(batcher.ask(0))
-        while not batches:
+    async def hang_up() -> None:
+        asked = asyncio.create_task(generate(engine, long))
+        while not engine.running:
             await asyncio.sleep(0.001)
-        rest = [asyncio.create_task(batcher.ask(number)) for number in range(1, 7)]
-        await asyncio.sleep(0.05)
-        rest[0].cancel()
-        free.set()
-        answers = await asyncio.gather(first, *rest, return_exceptions=True)
-        return [answer[0] if isinstance(answer, tuple) else type(answer) for answer in answers]
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
 
-    answers = asyncio.run(ask())
+    asyncio.run(hang_up())
+    (after,) = asyncio.run(generate(engine, [GenerationRequest("three", max_tokens=3)]))
+    assert len(after.tokens) <= 3
+    assert (engine.running, engine.waiting) == (0, 0)
+    engine.close()
 
-    assert answers == [0, asyncio.CancelledError, 20, ValueError, 40, 50, 60]
-    assert batches == [[0], [2, 3, 4], [5, 6]] or batches == [[0], [2, 3, 4, 5], [6]]
+
+def test_one_choice_that_is_refused_cancels_the_others():
+    engine = Engine(tiny_model(), tiny_tokenizer(adds_bos=False), rows=1, longest=2000)
+    unknown = GenerationRequest("four", Composition(weights={"nobody": 1}), max_tokens=3)
+    with pytest.raises(UnknownAdapter):
+        asyncio.run(generate(engine, [GenerationRequest("one", max_tokens=1500), unknown]))
+    (after,) = asyncio.run(generate(engine, [GenerationRequest("three", max_tokens=3)]))
+    assert len(after.tokens) <= 3
+    engine.close()
 
 
 def test_the_config_is_one_that_serve_takes_and_its_arguments_are_checked(tmp_path, monkeypatch):

@@ -1,0 +1,219 @@
+"""Requests of different compositions through the engine, against what a user would pick instead.
+
+    python -m benchmarks.serve_batch                       the settings' base model, adapters of rank 16
+    python -m benchmarks.serve_batch --model 7b --adapters 22 --rank 64 --requests 512 --rows 256   (one large GPU)
+
+All sides answer the same prompts with the same number of new tokens, in one run: the engine with another composition for
+every request; the engine without adapters; transformers' `generate` on padded batches without adapters; and PEFT, which
+merges the adapters anew for every request (measured on a few of them) and answers one request at a time.
+"""
+
+import gc
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from benchmarks.fleet import load, random_adapters, random_compositions, random_prompts, with_peft
+from benchmarks.report import tell
+from lorafleet.composition import BASE, Adapter, Composition
+from lorafleet.engine import Engine, GenerationRequest
+
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One side.
+
+    Attributes:
+        before_first_ms: what a composition that was never seen before costs before its first token can be computed.
+    """
+
+    side: str
+    requests: int
+    seconds: float
+    output_tokens: int
+    before_first_ms: float | None = None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Output tokens."""
+        return self.output_tokens / self.seconds
+
+
+def main(
+    model: Annotated[str, typer.Option(help="7b (shapes of Llama 2 7B, random weights), base, or a reference")] = "base",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "auto",
+    adapters: Annotated[int, typer.Option(help="adapters in the pool")] = 22,
+    rank: Annotated[int, typer.Option(help="their rank")] = 16,
+    each: Annotated[int, typer.Option(help="adapters of a composition")] = 4,
+    method: Annotated[str, typer.Option(help="of the compositions; mixed for linear and cat in turn")] = "linear",
+    requests: Annotated[int, typer.Option(help="how many")] = 16,
+    rows: Annotated[int, typer.Option(help="in flight at once")] = 16,
+    shortest: Annotated[int, typer.Option(help="tokens of the shortest prompt")] = 40,
+    longest: Annotated[int, typer.Option(help="and of the longest")] = 400,
+    new: Annotated[int, typer.Option(help="new tokens of each request")] = 64,
+    padded: Annotated[int, typer.Option(help="batch of generate")] = 64,
+    merged: Annotated[int, typer.Option(help="requests answered by merging with PEFT; 0 for none")] = 4,
+    repeats: Annotated[int, typer.Option(help="of the engine's sides and of generate; the best counts")] = 1,
+    to: Annotated[Path | None, typer.Option("--json", help="write what was measured to this file")] = None,
+) -> None:
+    """Measure all sides and print a table."""
+    draws = random.Random(0)
+    base, tokenizer = load(model, dtype)
+    fleet = random_adapters(base, adapters, rank)
+    prompts = random_prompts(tokenizer, requests, shortest, longest, draws)
+    compositions = [
+        composition
+        for half in (("linear", "cat") if method == "mixed" else (method, method))
+        for composition in random_compositions(fleet, (requests + 1) // 2, each, half, draws)
+    ][:requests]
+    sides = [
+        *_padded(base, tokenizer, prompts, new, padded, repeats),
+        *_merged(base, tokenizer, fleet, prompts, compositions, new, merged),
+        # Last: the engine gives the model another attention, and layers that compute together.
+        *_engine(base, tokenizer, fleet, prompts, compositions, new, rows, repeats),
+    ]
+    first = next(side for side in sides if side.side == COMPOSED).tokens_per_second
+    table = [
+        (
+            side.side,
+            side.requests,
+            side.seconds,
+            side.requests / side.seconds,
+            side.tokens_per_second,
+            first / side.tokens_per_second,
+            "" if side.before_first_ms is None else f"{side.before_first_ms:,.0f}",
+        )
+        for side in sides
+    ]
+    title = (
+        f"{model}, {adapters} adapters of rank {rank}, {each} a request ({method}), "
+        f"prompts of {shortest} to {longest} tokens, {new} new, {rows} in flight"
+    )
+    columns = ("side", "requests", "s", "requests/s", "output tokens/s", "composed / this", "ms before a new composition")
+    tell(title, columns, table, {"title": title, "sides": [asdict(side) for side in sides]}, to)
+
+
+COMPOSED = "engine, every request its own composition"
+
+
+def _engine(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    fleet: Sequence[Adapter],
+    prompts: Sequence[str],
+    compositions: Sequence[Composition],
+    new: int,
+    rows: int,
+    repeats: int,
+) -> list[Measured]:
+    # What the other sides held goes back before the engine takes what is free.
+    gc.collect()
+    torch.cuda.empty_cache()
+    engine = Engine(
+        model,
+        tokenizer,
+        rows=rows,
+        longest=4096,
+        pages=len(fleet),
+        page_rank=fleet[0].rank,
+    )
+    for adapter in fleet:
+        engine.pool.add(adapter)
+    engine.warm_up()
+    # Every adapter is brought in once; a composition of them is then as new as any.
+    engine.generate([GenerationRequest("warm", Composition("cat", {adapter.name: 1.0}), max_tokens=2) for adapter in fleet])
+
+    def side(name: str, chosen: Sequence[Composition]) -> Measured:
+        asked = [
+            GenerationRequest(prompt, composition, max_tokens=new)
+            for prompt, composition in zip(prompts, chosen, strict=True)
+        ]
+        seconds = _best(lambda: engine.generate(asked), repeats, name)
+        return Measured(name, len(asked), seconds, len(asked) * new, 0.0 if chosen is compositions else None)
+
+    measured = [side(COMPOSED, compositions), side("the same engine without adapters", [BASE] * len(prompts))]
+    engine.close()
+    return measured
+
+
+def _padded(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], new: int, batch: int, repeats: int
+) -> list[Measured]:
+    tokenizer.padding_side = "left"
+
+    def run() -> None:
+        for start in range(0, len(prompts), batch):
+            inputs = tokenizer(list(prompts[start : start + batch]), return_tensors="pt", padding=True).to(model.device)
+            inputs.pop("token_type_ids", None)
+            model.generate(**inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False)
+
+    name = f"transformers' generate, padded batches of {min(batch, len(prompts))}, no adapters"
+    return [Measured(name, len(prompts), _best(run, repeats, name), len(prompts) * new)]
+
+
+def _merged(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    fleet: Sequence[Adapter],
+    prompts: Sequence[str],
+    compositions: Sequence[Composition],
+    new: int,
+    count: int,
+) -> list[Measured]:
+    if not count:
+        return []
+    wrapped = with_peft(model, fleet)
+    merging: list[float] = []
+
+    def run() -> None:
+        for prompt, composition in zip(prompts[:count], compositions[:count], strict=True):
+            start = time.perf_counter()
+            wrapped.add_weighted_adapter(
+                list(composition.weights), list(composition.weights.values()), "merged", combination_type=composition.method
+            )
+            wrapped.set_adapter("merged")
+            _synchronise()
+            merging.append(time.perf_counter() - start)
+            inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+            inputs.pop("token_type_ids", None)
+            wrapped.generate(**inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False)
+            wrapped.set_adapter(fleet[0].name)
+            wrapped.delete_adapter("merged")
+
+    name = "PEFT, merging for every request"
+    seconds = _best(run, 1, name)
+    # The base layers as they were.
+    wrapped.unload()
+    return [Measured(name, count, seconds, count * new, 1000 * sum(merging) / len(merging))]
+
+
+def _best(run: Callable[[], object], repeats: int, name: str) -> float:
+    times = []
+    for _ in range(repeats):
+        _synchronise()
+        start = time.perf_counter()
+        with torch.inference_mode():
+            run()
+        _synchronise()
+        times.append(time.perf_counter() - start)
+        console.print(f"{name}: {times[-1]:.2f} s", style="dim")
+    return min(times)
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    typer.run(main)
