@@ -2,6 +2,7 @@
 #   make demo     embed, train, serve and ask on this machine          HUB_ROOT=DIR, SOURCE=hub, STATE=DIR, CONFIG=FILE
 #   make test     the tests                                            HUB_ROOT=DIR adds those that need real rows
 #   make lint     ruff and mypy
+#   make bench    composition and serving, side by side with what else there is; tables, and JSON in BENCH
 #   make stop     end what the demo left running
 
 PYTHON ?= python3
@@ -10,10 +11,11 @@ STATE ?= state
 CONFIG ?= configs/laptop.yaml
 HUB_ROOT ?=
 SOURCE ?=
+BENCH ?= .benchmarks
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo stop test lint format clean
+.PHONY: setup demo stop test lint format bench clean
 
 setup: $(READY)
 
@@ -41,6 +43,12 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(READY)
+	mkdir -p $(BENCH)
+	$(BIN)/python -m benchmarks.compose --rows 1,4,16 --prompts 512 --json $(BENCH)/compose.json
+	$(BIN)/python -m benchmarks.serve_batch --json $(BENCH)/serve_batch.json
+	$(BIN)/python -m benchmarks.soak
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

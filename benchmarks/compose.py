@@ -3,10 +3,12 @@
     python -m benchmarks.compose                                     the settings' base model
     python -m benchmarks.compose --model 7b --adapters 22 --rank 64  shapes of Llama 2 7B (a GPU)
 
-Nothing but the layers' products runs: no attention, no norms. A line is a batch: so many tokens, so many adapters of the pool
-in use, so many a row. Both sides are the same layers in the same run, on a GPU as one CUDA graph each. "limit" is what
-the hardware allows: the bytes that must be read at the speed of a copy, or the operations at the speed of a large product,
-whichever takes longer, for composed over base. What PEFT takes to merge one such composition stands beside it.
+Nothing but the layers' products runs: no attention, no norms. A line is a batch: so many tokens, so many adapters of the
+pool in use, so many a row. All sides run in one process, on a GPU as one CUDA graph each: the model's layers as they were
+loaded ("plain"), the same as the engine computes them without adapters ("base": layers with one input are one product), and
+with adapters. "limit" is what the hardware allows: the bytes that must be read at the speed of a copy, or the operations at
+the speed of a large product, whichever takes longer, for composed over base. What PEFT takes to merge one such composition
+stands beside it.
 """
 
 import random
@@ -21,10 +23,12 @@ import torch
 import typer
 from rich.console import Console
 from torch import nn
+from transformers import PreTrainedModel
 
 from benchmarks.fleet import load, random_adapters, random_compositions, with_peft
 from benchmarks.report import tell
 from lorafleet.composition import Adapter, ComposedModel, Lease, Run
+from lorafleet.composition.groups import LayerGroup, layer_groups
 
 console = Console(stderr=True)
 SIDES = 9
@@ -40,20 +44,16 @@ class Machine:
 
 @dataclass(frozen=True)
 class Line:
-    """One batch; times in milliseconds, ratios over the base layers alone."""
+    """One batch; times in milliseconds. `limit` is what the hardware allows for composed over base."""
 
     kind: str
     tokens: int
     method: str
     in_use: int
+    plain_ms: float
     base_ms: float
     composed_ms: float
     limit: float
-
-    @property
-    def ratio(self) -> float:
-        """Composed over base."""
-        return self.composed_ms / self.base_ms
 
 
 def main(
@@ -73,7 +73,8 @@ def main(
     base, _ = load(model, dtype)
     fleet = random_adapters(base, adapters, rank)
     machine = _machine(base.device, base.dtype)
-    merging = {method: _merging(base, fleet, each, method, draws) for method in methods.split(",")} if peft else {}
+    merging = _merging(base, fleet, each, methods.split(","), draws) if peft else {}
+    plain = _plain(base, [*map(int, rows.split(",")), *([prompts] if prompts else [])])
     composed = ComposedModel(base, pages=adapters, page_rank=rank)
     for adapter in fleet:
         composed.pool.add(adapter)
@@ -82,12 +83,19 @@ def main(
         for method in methods.split(","):
             for count in map(int, rows.split(",")):
                 lines.append(
-                    _measure(composed, _leases(composed, fleet, count, each, method, draws), [1] * count, machine, method)
+                    _measure(
+                        composed,
+                        _leases(composed, fleet, count, each, method, draws),
+                        [1] * count,
+                        machine,
+                        method,
+                        plain[count],
+                    )
                 )
             if prompts:
                 leases = _leases(composed, fleet, SIDES, each, method, draws)
                 lengths = _lengths(prompts, SIDES, draws)
-                lines.append(_measure(composed, leases, lengths, machine, method))
+                lines.append(_measure(composed, leases, lengths, machine, method, plain[prompts]))
     title = f"{model}, {adapters} adapters of rank {rank}, {each} a row, {base.dtype}".replace("torch.", "")
     table = [
         (
@@ -95,9 +103,11 @@ def main(
             line.tokens,
             line.method,
             line.in_use,
+            line.plain_ms,
             line.base_ms,
             line.composed_ms,
-            f"{line.ratio:.2f}x",
+            f"{line.composed_ms / line.plain_ms:.2f}x",
+            f"{line.composed_ms / line.base_ms:.2f}x",
             f"{line.limit:.2f}x",
             f"{merging[line.method]:,.0f}" if merging else "",
         )
@@ -136,23 +146,17 @@ def _lengths(total: int, count: int, draws: random.Random) -> list[int]:
 
 
 def _measure(
-    composed: ComposedModel, leases: Sequence[Lease], lengths: Sequence[int], machine: Machine, method: str
+    composed: ComposedModel,
+    leases: Sequence[Lease],
+    lengths: Sequence[int],
+    machine: Machine,
+    method: str,
+    plain_ms: float,
 ) -> Line:
     pages = composed.pool.pages
     tokens = sum(lengths)
-    groups = [[composed.model.get_submodule(module) for module in group.modules] for group in pages.groups]
     like = next(composed.model.parameters())
-    inputs = {
-        features: torch.randn(1, tokens, features, device=like.device, dtype=like.dtype)
-        for features in {group.inputs for group in pages.groups}
-    }
-
-    def products() -> None:
-        for group, layers in zip(pages.groups, groups, strict=True):
-            x = inputs[group.inputs].view_as(inputs[group.inputs])
-            for layer in layers:
-                layer(x)
-
+    products = _products(composed.model, pages.groups, tokens)
     plan = composed.plan([Run(lease, length) for lease, length in zip(leases, lengths, strict=True)])
     base_ms = _milliseconds(products, like.device)
     with composed.following(plan):
@@ -168,7 +172,33 @@ def _measure(
         (size + in_use * share) * like.itemsize / machine.bytes, 2 * tokens * (size + a_row * share) / machine.operations
     )
     kind = "decode" if max(lengths) == 1 else f"{len(lengths)} prompts"
-    return Line(kind, tokens, method, in_use, base_ms, composed_ms, composed_limit / base_limit)
+    return Line(kind, tokens, method, in_use, plain_ms, base_ms, composed_ms, composed_limit / base_limit)
+
+
+def _plain(model: nn.Module, counts: Sequence[int]) -> dict[int, float]:
+    """The products of the layers as they were loaded, in milliseconds, for some numbers of tokens."""
+    groups = layer_groups(model)
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        return {count: _milliseconds(_products(model, groups, count), device) for count in counts}
+
+
+def _products(model: nn.Module, groups: Sequence[LayerGroup], tokens: int) -> Callable[[], None]:
+    """All layers of the groups, each group on one tensor."""
+    like = next(model.parameters())
+    layers = [[model.get_submodule(module) for module in group.modules] for group in groups]
+    inputs = {
+        features: torch.randn(1, tokens, features, device=like.device, dtype=like.dtype)
+        for features in {group.inputs for group in groups}
+    }
+
+    def run() -> None:
+        for group, members in zip(groups, layers, strict=True):
+            x = inputs[group.inputs].view_as(inputs[group.inputs])
+            for layer in members:
+                layer(x)
+
+    return run
 
 
 def _milliseconds(run: Callable[[], None], device: torch.device, repeats: int = 7) -> float:
@@ -204,21 +234,27 @@ def _machine(device: torch.device, dtype: torch.dtype) -> Machine:
     return Machine(moved, 2 * side**3 / _milliseconds(lambda: _ignore(left @ right), device) * 1000)
 
 
-def _merging(model: nn.Module, fleet: Sequence[Adapter], each: int, method: str, draws: random.Random) -> float:
-    """What PEFT takes to merge one composition, in milliseconds."""
-    wrapped = with_peft(model, fleet)  # type: ignore[arg-type]
-    times = []
-    for composition in random_compositions(fleet, 3, each, method, draws):
-        _synchronise()
-        start = time.perf_counter()
-        wrapped.add_weighted_adapter(
-            list(composition.weights), list(composition.weights.values()), "merged", combination_type=method
-        )
-        _synchronise()
-        times.append(1000 * (time.perf_counter() - start))
-        wrapped.delete_adapter("merged")
+def _merging(
+    model: PreTrainedModel, fleet: Sequence[Adapter], each: int, methods: Sequence[str], draws: random.Random
+) -> dict[str, float]:
+    """What PEFT takes to merge one composition by each method, in milliseconds."""
+    wrapped = with_peft(model, fleet)
+    found = {}
+    for method in methods:
+        times = []
+        for composition in random_compositions(fleet, 3, each, method, draws):
+            _synchronise()
+            start = time.perf_counter()
+            wrapped.add_weighted_adapter(
+                list(composition.weights), list(composition.weights.values()), "merged", combination_type=method
+            )
+            _synchronise()
+            times.append(1000 * (time.perf_counter() - start))
+            wrapped.delete_adapter("merged")
+        found[method] = statistics.median(times)
+    # The base layers as they were.
     wrapped.unload()
-    return statistics.median(times)
+    return found
 
 
 def _ignore(_: object) -> None:

@@ -10,6 +10,7 @@ merges the adapters anew for every request (measured on a few of them) and answe
 
 import gc
 import random
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -63,7 +64,7 @@ def main(
     new: Annotated[int, typer.Option(help="new tokens of each request")] = 64,
     padded: Annotated[int, typer.Option(help="batch of generate")] = 64,
     merged: Annotated[int, typer.Option(help="requests answered by merging with PEFT; 0 for none")] = 4,
-    repeats: Annotated[int, typer.Option(help="of the engine's sides and of generate; the best counts")] = 1,
+    repeats: Annotated[int, typer.Option(help="of the engine's sides; the best counts")] = 2,
     to: Annotated[Path | None, typer.Option("--json", help="write what was measured to this file")] = None,
 ) -> None:
     """Measure all sides and print a table."""
@@ -77,7 +78,7 @@ def main(
         for composition in random_compositions(fleet, (requests + 1) // 2, each, half, draws)
     ][:requests]
     sides = [
-        *_padded(base, tokenizer, prompts, new, padded, repeats),
+        *_padded(base, tokenizer, prompts, new, padded),
         *_merged(base, tokenizer, fleet, prompts, compositions, new, merged),
         # Last: the engine gives the model another attention, and layers that compute together.
         *_engine(base, tokenizer, fleet, prompts, compositions, new, rows, repeats),
@@ -91,7 +92,7 @@ def main(
             side.requests / side.seconds,
             side.tokens_per_second,
             first / side.tokens_per_second,
-            "" if side.before_first_ms is None else f"{side.before_first_ms:,.0f}",
+            "" if side.before_first_ms is None else f"{side.before_first_ms:,.2f}",
         )
         for side in sides
     ]
@@ -139,15 +140,29 @@ def _engine(
             for prompt, composition in zip(prompts, chosen, strict=True)
         ]
         seconds = _best(lambda: engine.generate(asked), repeats, name)
-        return Measured(name, len(asked), seconds, len(asked) * new, 0.0 if chosen is compositions else None)
+        return Measured(name, len(asked), seconds, len(asked) * new, _leasing(engine, chosen))
 
     measured = [side(COMPOSED, compositions), side("the same engine without adapters", [BASE] * len(prompts))]
     engine.close()
     return measured
 
 
+def _leasing(engine: Engine, compositions: Sequence[Composition]) -> float | None:
+    """What the engine does once for a composition, before it can compute a token of it, in milliseconds."""
+    if not any(composition.weights for composition in compositions):
+        return None
+    times = []
+    for composition in compositions:
+        start = time.perf_counter()
+        lease = engine.pool.lease(engine.pool.recipe(composition))
+        times.append(1000 * (time.perf_counter() - start))
+        assert lease is not None
+        engine.pool.release(lease)
+    return statistics.median(times)
+
+
 def _padded(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], new: int, batch: int, repeats: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], new: int, batch: int
 ) -> list[Measured]:
     tokenizer.padding_side = "left"
 
@@ -158,7 +173,9 @@ def _padded(
             model.generate(**inputs, max_new_tokens=new, min_new_tokens=new, do_sample=False)
 
     name = f"transformers' generate, padded batches of {min(batch, len(prompts))}, no adapters"
-    return [Measured(name, len(prompts), _best(run, repeats, name), len(prompts) * new)]
+    # The first call of a process is slow.
+    model.generate(torch.ones(1, 8, dtype=torch.long, device=model.device), max_new_tokens=2, do_sample=False)
+    return [Measured(name, len(prompts), _best(run, 1, name), len(prompts) * new)]
 
 
 def _merged(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import cycle
 from queue import SimpleQueue
 from typing import Annotated, Any
 
@@ -44,7 +45,7 @@ from lorafleet.progress import progress
 NAMES = ("amber", "birch", "cedar", "dune", "ember", "fjord")
 WORDS = ["river", "stone", "light", "and", "the", "market", "seven", "walks", "under", "blue", "question", "of", "answer"]
 STOPS = (".", "\n", "e", " a", "th", "st", "\n\nQ")
-LONGEST_PROMPT, MOST_TOKENS, LONGEST = 80, 14, 128
+LONGEST_PROMPT, MOST_TOKENS, LONGEST = 64, 12, 96
 ROWS, PAGES, PAGE_RANK = 8, 24, 16
 THREADS = 4
 CALM_AFTER = 50
@@ -65,7 +66,7 @@ class Plan:
 
     Attributes:
         pause: seconds before it is submitted.
-        adapter, change: what happens to the pool before: this adapter is replaced, or taken out or brought back, or nothing.
+        adapter, change: what happens to the pool before: this adapter is replaced, or removed, or nothing.
         cancel_after: seconds; None where it is not cancelled.
     """
 
@@ -125,12 +126,9 @@ class Shelf:
         for name in NAMES:
             engine.pool.add(make(name, 0))
 
-    def change(self, name: str, change: str) -> None:
-        """Replace an adapter, or take it out, or bring it back."""
+    def replace(self, name: str) -> None:
+        """Put the next version of an adapter in, also where there is none."""
         with self._lock:
-            if change == "toggle" and name in self._engine.pool:
-                self._engine.pool.remove(name)
-                return
             version = self._latest[name] + 1
         # Made outside: the others need not wait for it.
         adapter = self._make(name, version)
@@ -138,6 +136,11 @@ class Shelf:
             if self._latest[name] == version - 1:
                 self._latest[name] = version
                 self._engine.pool.add(adapter)
+
+    def remove(self, name: str) -> None:
+        """Take an adapter out."""
+        with self._lock:
+            self._engine.pool.remove(name)
 
     def submit(self, plan: Plan) -> Asked:
         """Submit a request; raises as the engine does."""
@@ -156,14 +159,14 @@ def plans(requests: int, seed: int, tokenizer: PreTrainedTokenizerBase, unhurrie
     draws = random.Random(seed)
     for number in range(requests):
         request = _scoring(draws, tokenizer) if draws.random() < 0.2 else _generation(draws, tokenizer, number)
-        change = draws.choices(["", "replace", "toggle"], [0.8, 0.12, 0.08])[0]
+        change = draws.choices(["", "replace", "remove"], [0.82, 0.16, 0.02])[0]
         cancel_after = draws.expovariate(1 / (4 * unhurried)) if draws.random() < 0.15 else None
         yield Plan(number, request, draws.expovariate(1 / unhurried), draws.choice(NAMES), change, cancel_after)
 
 
 def _generation(draws: random.Random, tokenizer: PreTrainedTokenizerBase, seed: int) -> GenerationRequest:
     return GenerationRequest(
-        _prompt(draws, tokenizer),
+        _prompt(draws, tokenizer, draws.randint(1, LONGEST_PROMPT)),
         _composition(draws),
         max_tokens=draws.randint(1, MOST_TOKENS),
         temperature=draws.choice([0.0, 0.0, 0.7, 1.0, 1.5]),
@@ -175,13 +178,14 @@ def _generation(draws: random.Random, tokenizer: PreTrainedTokenizerBase, seed: 
 
 def _scoring(draws: random.Random, tokenizer: PreTrainedTokenizerBase) -> ScoreRequest:
     options = {" ".join(draws.choices(WORDS, k=draws.randint(1, 2))) for _ in range(draws.randint(1, 3))}
-    return ScoreRequest(_prompt(draws, tokenizer), tuple(sorted(options)), _composition(draws))
+    prompt = _prompt(draws, tokenizer, draws.randint(1, LONGEST_PROMPT))
+    return ScoreRequest(prompt, tuple(sorted(options)), _composition(draws))
 
 
-def _prompt(draws: random.Random, tokenizer: PreTrainedTokenizerBase) -> str:
-    text = " ".join(draws.choices(WORDS, k=LONGEST_PROMPT))
-    tokens = tokenizer(text, add_special_tokens=False)["input_ids"][: draws.randint(1, LONGEST_PROMPT)]
-    return str(tokenizer.decode(tokens))
+def _prompt(draws: random.Random, tokenizer: PreTrainedTokenizerBase, length: int) -> str:
+    """Random words of so many tokens."""
+    text = " ".join(draws.choices(WORDS, k=length))
+    return str(tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"][:length]))
 
 
 def _composition(draws: random.Random) -> Composition:
@@ -217,7 +221,9 @@ def soak(
         model, tokenizer, rows=ROWS, longest=LONGEST, waiting=2 * ROWS, prefill_tokens=64, pages=PAGES, page_rank=PAGE_RANK
     )
     start = time.perf_counter()
-    answered = _storm(engine, Shelf(engine, make), list(plans(requests, seed, tokenizer, unhurried)), report)
+    shelf = Shelf(engine, make)
+    _warm_up(engine, tokenizer)
+    answered = _storm(engine, shelf, list(plans(requests, seed, tokenizer, unhurried)), report)
     report.held = still_held(engine)
     report.end = resident_bytes()
     report.seconds = time.perf_counter() - start
@@ -233,6 +239,16 @@ def soak(
     return report
 
 
+def _warm_up(engine: Engine, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let every method, and passes of all sizes, come by once: oneDNN compiles a product for each size, and keeps it."""
+    draws = random.Random(0)
+    sizes = [*range(1, 17), *range(24, LONGEST_PROMPT, 8)]
+    for size, method in zip(sizes, cycle(METHODS), strict=False):
+        composition = Composition(method, dict.fromkeys(NAMES[:2], 0.5))
+        engine.score([ScoreRequest(_prompt(draws, tokenizer, size), ("a",), composition)])
+        engine.generate([GenerationRequest("a", composition, max_tokens=2)] * min(size, ROWS))
+
+
 def _storm(engine: Engine, shelf: Shelf, planned: list[Plan], report: Report) -> list[Asked]:
     """Submit everything from several threads; what was answered, in no order."""
     ended: SimpleQueue[tuple[str, Asked | Plan]] = SimpleQueue()
@@ -240,8 +256,10 @@ def _storm(engine: Engine, shelf: Shelf, planned: list[Plan], report: Report) ->
     def one_thread(mine: list[Plan]) -> None:
         for plan in mine:
             time.sleep(plan.pause)
-            if plan.change:
-                shelf.change(plan.adapter, plan.change)
+            if plan.change == "replace":
+                shelf.replace(plan.adapter)
+            elif plan.change == "remove":
+                shelf.remove(plan.adapter)
             asked = _submitted(shelf, plan)
             if asked is None:
                 ended.put(("refused", plan))
@@ -291,10 +309,10 @@ def _outcome(future: "Future[Any]") -> str:
 
 def _compared(alone: Engine, asked: Asked, make: Callable[[str, int], Adapter]) -> list[str]:
     """What is different about the answer where the request is the only one: nothing, or one line."""
-    for name in alone.pool:
-        alone.pool.remove(name)
     for name, version in asked.versions.items():
-        alone.pool.add(make(name, version))
+        adapter = make(name, version)
+        if name not in alone.pool or alone.pool[name] is not adapter:
+            alone.pool.add(adapter)
     request, found = asked.plan.request, asked.future.result()
     where = f"request {asked.plan.number} ({request.composition.method})"
     if isinstance(request, ScoreRequest):
@@ -348,8 +366,9 @@ def resident_bytes() -> int:
 
 
 def random_adapter(model: PreTrainedModel, name: str, version: int, rank: int) -> Adapter:
-    """A version of an adapter: the same one every time, on all linear layers of the decoder."""
-    draws = torch.Generator().manual_seed(NAMES.index(name) * 10_000 + version)
+    """A version of an adapter, the same every time: on all linear layers, every other adapter on attention alone."""
+    place = NAMES.index(name)
+    draws = torch.Generator().manual_seed(place * 10_000 + version)
 
     def half(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=draws) * 0.05
@@ -357,7 +376,7 @@ def random_adapter(model: PreTrainedModel, name: str, version: int, rank: int) -
     layers = {
         module: LowRank(half(rank, layer.in_features), half(layer.out_features, rank), 2.0)
         for module, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and module != "lm_head"
+        if isinstance(layer, nn.Linear) and module != "lm_head" and (place % 2 == 0 or "self_attn" in module)
     }
     return Adapter(name, layers)
 

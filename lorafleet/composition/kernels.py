@@ -2,8 +2,8 @@
 
 Three launches, each with a grid that does not depend on what the table holds, so that a CUDA graph can capture them:
 `_down` multiplies the tokens of each block with the A of every page the block reads, in parts along the inputs; `_mix` adds
-the parts up in their order and applies the tokens' coefficients; `_up` multiplies with B. No sum depends on the order in
-which programs run, nor on what other blocks hold.
+the parts up in their order and applies the tokens' coefficients; `_up` multiplies with B and adds to the base layers'
+outputs. No sum depends on the order in which programs run, nor on what other blocks hold.
 """
 
 import math
@@ -58,17 +58,15 @@ def _down(
     row = tl.arange(0, block)
     token = tl.load(bounds + number) + row
     there = token < tl.load(bounds + number + 1)
-    together: tl.constexpr = columns // rank if columns > rank else 1
-    parts: tl.constexpr = rank // columns if columns < rank else 1
+    together: tl.constexpr = columns // rank
     column = tl.arange(0, columns)
     tiles = tl.cdiv(inputs, depth)
-    items = tl.cdiv(end - begin, together) * parts * splits * modules
+    items = tl.cdiv(end - begin, together) * splits * modules
     for item in range(worker, items, workers):
         split = item % splits
         module = item // splits % modules
-        part = item // (splits * modules) % parts
-        entry = begin + item // (splits * modules * parts) * together + column // rank
-        ranks = part * columns + column % rank
+        entry = begin + item // (splits * modules) * together + column // rank
+        ranks = column % rank
         page = tl.cast(tl.load(pages + tl.minimum(entry, end - 1)), tl.int64)
         first = split * tiles // splits
         last = (split + 1) * tiles // splits
@@ -130,19 +128,23 @@ def _mix(
             entry = first + tl.arange(0, entries)[None, :]
             used = there & (entry < end)
             at = (((tl.cast(entry, tl.int64) * modules + module) * block + row) * rank)[:, :, None] + k[None, None, :]
-            ranks = tl.load(u + at, mask=used[:, :, None], other=0.0)
-            for cut in tl.static_range(1, cuts):
-                ranks += tl.load(u + cut * stride + at, mask=used[:, :, None], other=0.0)
             share = tl.load(gather + entry * block + row, mask=used, other=0.0)
+            # Of the entries of a block a token uses few: what it does not take is not read.
+            taken = (share != 0)[:, :, None]
+            ranks = tl.load(u + at, mask=taken, other=0.0)
+            for cut in tl.static_range(1, cuts):
+                ranks += tl.load(u + cut * stride + at, mask=taken, other=0.0)
             gathered += tl.sum(share[:, :, None] * ranks, axis=1)
     for first in range(begin, end, entries):
         entry = first + tl.arange(0, entries)[None, :]
         used = there & (entry < end)
         at = (((tl.cast(entry, tl.int64) * modules + module) * block + row) * rank)[:, :, None] + k[None, None, :]
-        ranks = tl.load(u + at, mask=used[:, :, None], other=0.0)
+        share = tl.load(direct + entry * block + row, mask=used, other=0.0)
+        taken = (share != 0)[:, :, None]
+        ranks = tl.load(u + at, mask=taken, other=0.0)
         for cut in tl.static_range(1, cuts):
-            ranks += tl.load(u + cut * stride + at, mask=used[:, :, None], other=0.0)
-        mixed = tl.load(direct + entry * block + row, mask=used, other=0.0)[:, :, None] * ranks
+            ranks += tl.load(u + cut * stride + at, mask=taken, other=0.0)
+        mixed = share[:, :, None] * ranks
         if gathers:
             mixed += tl.load(spread + entry * block + row, mask=used, other=0.0)[:, :, None] * gathered[:, None, :]
         tl.store(z + at, mixed.to(z.dtype.element_ty), mask=used[:, :, None])
@@ -246,10 +248,9 @@ def composed_ranks(x: Tensor, a: Tensor, table: BlockTable, modules: int) -> Ten
     _check(rank, modules, inputs)
     shape = _down_shape(x.shape[0], table.block, table.blocks, modules, x.device)
     u = torch.empty((shape.splits, table.capacity, modules, table.block, rank), dtype=torch.float32, device=x.device)
-    together, parts = max(shape.columns // rank, 1), max(rank // shape.columns, 1)
     # Programs beyond the items that there are end at once; where there are more items, programs take several.
-    items = triton.cdiv(triton.cdiv(table.capacity, table.blocks), together) * parts * modules * shape.splits
-    workers = min(items, max(2 * _processors(x.device) // table.blocks, 2 * modules * parts * shape.splits))
+    items = triton.cdiv(triton.cdiv(table.capacity, table.blocks), shape.columns // rank) * modules * shape.splits
+    workers = min(items, max(2 * _processors(x.device) // table.blocks, 2 * modules * shape.splits))
     # As many bytes of the inputs in a tile, whatever the format.
     depth = shape.depth * 2 // x.element_size()
     early = _launches_early(x.device)
@@ -345,7 +346,7 @@ def add_ranks_(y: Tensor, z: Tensor, b: Tensor, table: BlockTable, outputs: tupl
 
 @dataclass(frozen=True)
 class _DownShape:
-    """How `_down` cuts its work: columns of A and inputs of a tile, parts along the inputs."""
+    """How `_down` cuts its work: columns (ranks of several pages) and inputs of a tile, parts along the inputs."""
 
     columns: int
     depth: int
@@ -387,7 +388,7 @@ def _down_shape(tokens: int, block: int, blocks: int, modules: int, device: torc
 
 def _mix_shape(tokens: int, blocks: int) -> _MixShape:
     if blocks > 4:
-        return _MixShape(8, 8, 2)
+        return _MixShape(2, 8, 1)
     return _MixShape(1, 8, 1) if tokens <= 2 else _MixShape(1, 32, 4)
 
 

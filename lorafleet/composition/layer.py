@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 from lorafleet.composition.blocks import BlockTable
 from lorafleet.composition.composition import Composition
@@ -19,6 +19,10 @@ from lorafleet.composition.tables import block_for, make_table
 from lorafleet.errors import CompositionError
 
 PACKED_FOR_ROWS = 16
+ROWS_STEP = 16
+"""oneDNN compiles a product for every number of rows that it meets, and keeps it: above this, only multiples of it come."""
+BESIDE_TOKENS = 256
+Product = Callable[[torch.Tensor], torch.Tensor]
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -39,10 +43,11 @@ class ComposedModel:
         self.pool = AdapterPool(groups, parameter.device, parameter.dtype, pages, page_rank)
         self.by_kernels = parameter.is_cuda and parameter.dtype in HALF and find_spec("triton") is not None
         """Whether Triton kernels compute the adapters' part."""
+        self._side = torch.cuda.Stream(parameter.device) if self.by_kernels else None  # type: ignore[no-untyped-call]
         self._plan: Plan | BlockTable | None = None
         self._last: tuple[list[Run], Plan | BlockTable] | None = None
         for number, group in enumerate(groups):
-            _GroupedLayers([model.get_submodule(module) for module in group.modules], partial(self._add, number, group))
+            _GroupedLayers([model.get_submodule(module) for module in group.modules], partial(self._compute, number, group))
 
     def plan(self, runs: Sequence[Run]) -> Plan | BlockTable | None:
         """The plan of a pass over these runs, one behind the other; the last one is at hand while the runs stay the same."""
@@ -86,25 +91,51 @@ class ComposedModel:
             for lease in leases:
                 self.pool.release(lease)
 
-    def _add(self, number: int, group: LayerGroup, y: torch.Tensor, x: torch.Tensor) -> None:
-        tensors = self.pool.pages.tensors[number]
-        if self._plan is None or tensors is None:
-            return
-        y, x = y.flatten(0, -2), x.flatten(0, -2)
-        if isinstance(self._plan, Plan):
-            add_composed_(y, x, group, tensors, self._plan)
-        else:
-            # Where there is no GPU, there may be no Triton.
-            from lorafleet.composition import kernels
+    def _compute(self, number: int, group: LayerGroup, product: Product, x: torch.Tensor) -> torch.Tensor:
+        """The output of a group: the base layers' product, and the adapters' part."""
+        plan, tensors = self._plan, self.pool.pages.tensors[number]
+        if plan is None or tensors is None:
+            return product(x)
+        rows = x.flatten(0, -2)
+        if isinstance(plan, Plan):
+            y = product(x)
+            add_composed_(y.flatten(0, -2), rows, group, tensors, plan)
+            return y
+        # Where there is no GPU, there may be no Triton.
+        from lorafleet.composition.kernels import add_ranks_, composed_ranks
 
-            kernels.add_composed_(y, x, tensors.a, tensors.b, self._plan, group.outputs)
+        with self._beside(len(rows)):
+            ranks = composed_ranks(rows, tensors.a, plan, len(group.modules))
+        y = product(x)
+        self._joined(len(rows))
+        add_ranks_(y.flatten(0, -2), ranks, tensors.b, plan, group.outputs)
+        return y
+
+    @contextmanager
+    def _beside(self, tokens: int) -> Iterator[None]:
+        """Run the block beside what follows, where few tokens leave the GPU waiting for memory: in a captured graph."""
+        if self._side is None or not _goes_beside(tokens):
+            yield
+            return
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):
+            yield
+
+    def _joined(self, tokens: int) -> None:
+        """Wait for what runs beside. The side begins with a wait for what was before it, so memory goes back in order."""
+        if self._side is not None and _goes_beside(tokens):
+            torch.cuda.current_stream().wait_stream(self._side)
+
+
+def _goes_beside(tokens: int) -> bool:
+    return tokens <= BESIDE_TOKENS and torch.cuda.is_current_stream_capturing()
 
 
 class _GroupedLayers:
     """The first of a group's layers to see a tensor computes all of them; the others find their part waiting."""
 
-    def __init__(self, layers: Sequence[nn.Module], add: Callable[[torch.Tensor, torch.Tensor], None]) -> None:
-        self._add = add
+    def __init__(self, layers: Sequence[nn.Module], compute: Callable[[Product, torch.Tensor], torch.Tensor]) -> None:
+        self._compute = compute
         self._widths = [int(layer.out_features) for layer in layers]  # type: ignore[arg-type]
         self._input: torch.Tensor | None = None
         self._waiting: dict[int, torch.Tensor] = {}
@@ -112,7 +143,7 @@ class _GroupedLayers:
         for place, layer in enumerate(layers):
             layer.forward = partial(self._forward, place)
 
-    def _one_product(self, layers: Sequence[nn.Module]) -> Callable[[torch.Tensor], torch.Tensor]:
+    def _one_product(self, layers: Sequence[nn.Module]) -> Product:
         bias = self._together(layers, "bias") if layers[0].bias is not None else None
         weight = self._together(layers, "weight")
         if not _packs(weight):
@@ -120,7 +151,7 @@ class _GroupedLayers:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS)
         for layer in layers:
             layer.get_parameter("weight").data = weight.new_empty(0)
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+        return partial(_packed_product, packed, bias)
 
     def _together(self, layers: Sequence[nn.Module], name: str) -> torch.Tensor:
         """One tensor of the layers' parameters, which become views of it."""
@@ -134,14 +165,23 @@ class _GroupedLayers:
 
     def _forward(self, place: int, x: torch.Tensor) -> torch.Tensor:
         if x is not self._input or place not in self._waiting:
-            y = self._product(x)
-            self._add(y, x)
+            y = self._compute(self._product, x)
             self._waiting = dict(enumerate(torch.split(y, self._widths, dim=-1)))
             self._input = x
         mine = self._waiting.pop(place)
         if not self._waiting:
             self._input = None
         return mine
+
+
+def _packed_product(packed: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    """What `linear` gives; without the step, passes of 1 to 512 tokens leave a gigabyte of compiled products behind."""
+    rows = x.flatten(0, -2)
+    count = len(rows)
+    if count > ROWS_STEP and count % ROWS_STEP:
+        rows = pad(rows, (0, 0, 0, -count % ROWS_STEP))
+    y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+    return y[:count].view(*x.shape[:-1], -1)
 
 
 def _packs(weight: torch.Tensor) -> bool:

@@ -10,12 +10,14 @@ from lorafleet.composition.blocks import BlockTable
 from lorafleet.composition.pages import Pages
 from lorafleet.composition.plan import Run
 
-BLOCKS = (16, 32, 64)
+BLOCKS = {16: 16, 32: 32, 64: 64, 256: 128}
+"""Up to so many tokens, blocks of so many: as few as hold them all; every block reads the pages that it uses."""
+PROMPT_BLOCK = 64
 
 
 def block_for(tokens: int) -> int:
-    """Tokens of a block: the fewest that hold them all, or the largest there is."""
-    return next((block for block in BLOCKS if block >= tokens), BLOCKS[-1])
+    """Tokens of a block, for a pass over so many tokens."""
+    return next((block for most, block in BLOCKS.items() if tokens <= most), PROMPT_BLOCK)
 
 
 @dataclass(frozen=True)

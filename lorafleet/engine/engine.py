@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lorafleet.composition import AdapterPool, ComposedModel
+from lorafleet.composition import AdapterPool, ComposedModel, Composition, Lease
 from lorafleet.engine.cache import KeyValueCache
 from lorafleet.engine.loop import Loop
 from lorafleet.engine.requests import Generation, GenerationRequest, OptionScore, Piece, ScoreRequest
 from lorafleet.engine.runner import Runner
+from lorafleet.engine.segments import Segment
 from lorafleet.engine.sequence import OnPiece, Scoring
 from lorafleet.engine.sequence import Sequence as Row
 from lorafleet.engine.slotted_cache import SlottedCache
@@ -30,6 +31,7 @@ CACHE_SHARE = 0.85
 """Of a GPU's free memory, for adapters, keys and values; the rest is for what a pass computes."""
 CPU_PREFILL_TOKENS = 512
 GPU_PREFILL_TOKENS = 2048
+PROMPT_SIZES = (1, 2, 16, 32, 64, 200, 256, 320, 640, 1280, 2048)
 Note = Callable[[int], None]
 Answer = TypeVar("Answer")
 
@@ -66,14 +68,16 @@ class Engine:
         self._composed = ComposedModel(model, pages, page_rank)
         device = next(model.parameters()).device
         self._cache, self._graphs = _for_device(model, self._composed, rows, longest, cache_gib)
+        self._prefill_tokens = prefill_tokens or (GPU_PREFILL_TOKENS if device.type == "cuda" else CPU_PREFILL_TOKENS)
+        self._runner = Runner(model, self._composed, self._cache, self._graphs)
         self._loop = Loop(
-            Runner(model, self._composed, self._cache, self._graphs),
+            self._runner,
             self.pool,
             self._cache,
             self._text_of,
             end_token(tokenizer, model),
             rows,
-            prefill_tokens or (GPU_PREFILL_TOKENS if device.type == "cuda" else CPU_PREFILL_TOKENS),
+            self._prefill_tokens,
         )
         self._news = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -106,9 +110,25 @@ class Engine:
 
     def warm_up(self) -> None:
         """Make ready what the first requests would wait for, once the adapters are in; nothing to do on a CPU."""
-        if self._graphs is not None:
-            with torch.inference_mode():
-                self._graphs.warm_up()
+        if self._graphs is None:
+            return
+        with torch.inference_mode():
+            self._graphs.warm_up()
+            self._warm_up_prompts()
+
+    def _warm_up_prompts(self) -> None:
+        """Have every kernel compiled that a pass over prompts may need, with adapters and without."""
+        leases: list[Lease | None] = [None]
+        for name in list(self.pool)[:1]:
+            leases.append(self.pool.lease(self.pool.recipe(Composition("cat", {name: 1.0}))))
+        for tokens in (size for size in PROMPT_SIZES if size <= min(self._prefill_tokens, self._cache.longest)):
+            room = self._cache.reserve(tokens, passing=True)
+            for lease in leases:
+                self._runner.prefill([Segment([0] * tokens, 0, room, lease, [tokens - 1])])
+            self._cache.release(room)
+        for lease in leases:
+            if lease is not None:
+                self.pool.release(lease)
 
     def submit(
         self, request: GenerationRequest, on_piece: OnPiece | None = None, patient: bool = False

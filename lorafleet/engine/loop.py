@@ -18,7 +18,7 @@ from lorafleet.engine.sequence import Scoring, Sequence
 
 
 class Loop:
-    """Takes turns: a pass over prompts and scores that wait, then a pass over one more token of every row.
+    """Takes turns: a pass over one more token of every row, and a pass over prompts and scores that wait.
 
     A prompt longer than `prefill_tokens` is computed in pieces, so that the rows never wait longer than for one piece. One
     thread calls `step`; `take` may be called from others.
@@ -45,6 +45,7 @@ class Loop:
         self._scoring: deque[Scoring] = deque()
         self._prefilling: list[Sequence] = []
         self._decoding: list[Sequence] = []
+        self._left = prefill_tokens
 
     @property
     def waiting(self) -> int:
@@ -76,10 +77,15 @@ class Loop:
                 rows.remove(sequence)
                 self._let_go(sequence)
         self._begin()
-        if self._prefilling or self._scoring:
-            self._prefill()
-        if self._decoding:
-            self._decode()
+        rows, pieces, scorings = list(self._decoding), self._next_pieces(), self._held_scorings()
+        # Both passes are under way before the first one's answer is waited for: a GPU computes the one while the other,
+        # which is many launches, is prepared.
+        decoded = _attempt(lambda: self._decode(rows)) if rows else None
+        prefilled = _attempt(lambda: self._prefill(pieces, scorings)) if pieces or scorings else None
+        if decoded is not None:
+            self._finish_decode(rows, decoded)
+        if prefilled is not None:
+            self._finish_prefill([sequence for sequence, _ in pieces], scorings, prefilled)
 
     def abandon(self, error: Exception) -> None:
         """Fail everything that waits or is on its way."""
@@ -121,68 +127,80 @@ class Loop:
             self._cache.release(item.room)
         item.lease = item.room = None
 
-    def _prefill(self) -> None:
-        segments: list[Segment[Any]] = []
+    def _next_pieces(self) -> list[tuple[Sequence, Segment[Any]]]:
+        """The prompts that the next pass works at, with the piece of each."""
+        pieces = []
         left = self._prefill_tokens
-        pieces: list[tuple[Sequence, int]] = []
         for sequence in self._prefilling:
             if left <= 0:
                 break
             segment = sequence.next_segment(left)
-            segments.append(segment)
-            pieces.append((sequence, len(segment.tokens)))
+            pieces.append((sequence, segment))
             left -= len(segment.tokens)
-        scorings = self._held_scorings(left, alone=not segments)
-        segments += [scoring.segment() for scoring in scorings]
-        if not segments:
-            return
-        try:
-            logits = self._runner.prefill(segments)
-            done = []
-            for sequence, tokens in pieces:
-                sequence.computed += tokens
-                if sequence.computed == len(sequence.prompt):
-                    done.append(sequence)
-            self._choose(done, logits[: len(done)])
-            self._score(scorings, logits[len(done) :])
-        except Exception as error:
-            self._fail([*(sequence for sequence, _ in pieces), *scorings], error)
-            done = [sequence for sequence, _ in pieces]
-        self._prefilling = [sequence for sequence in self._prefilling if sequence not in done]
-        self._decoding += self._still_going(done)
+        self._left = left
+        return pieces
 
-    def _held_scorings(self, left: int, alone: bool) -> list[Scoring]:
-        """The scores that fit into a pass; the first in any case, where nothing else is in it."""
+    def _held_scorings(self) -> list[Scoring]:
+        """The scores that fit into the pass beside the prompts; the first in any case, where it has the pass for itself."""
         held: list[Scoring] = []
+        alone = self._left == self._prefill_tokens
         while self._scoring:
             scoring = self._scoring[0]
             if not scoring.future.cancelled():
                 tokens = len(scoring.tokens)
-                if tokens > left and not (alone and not held):
+                if tokens > self._left and not (alone and not held):
                     break
                 try:
                     if not self._hold(scoring, tokens):
                         break
                     held.append(scoring)
-                    left -= tokens
+                    self._left -= tokens
                 except Exception as error:
                     _settle(scoring.future, error)
             self._scoring.popleft()
         return held
 
-    def _decode(self) -> None:
-        rows = self._decoding
+    def _decode(self, rows: list[Sequence]) -> torch.Tensor:
+        return self._runner.decode(
+            [sequence.choices[-1].token for sequence in rows],
+            [sequence.past for sequence in rows],
+            [sequence.room for sequence in rows],
+            [sequence.lease for sequence in rows],
+        )
+
+    def _prefill(self, pieces: list[tuple[Sequence, Segment[Any]]], scorings: list[Scoring]) -> torch.Tensor:
+        logits = self._runner.prefill([*(segment for _, segment in pieces), *(scoring.segment() for scoring in scorings)])
+        for sequence, segment in pieces:
+            sequence.computed += len(segment.tokens)
+        return logits
+
+    def _finish_decode(self, rows: list[Sequence], logits: torch.Tensor | Exception) -> None:
+        self._choose_or_fail(rows, logits)
+        self._decoding = self._still_going(rows)
+
+    def _finish_prefill(self, sequences: list[Sequence], scorings: list[Scoring], logits: torch.Tensor | Exception) -> None:
+        if isinstance(logits, Exception):
+            self._fail([*sequences, *scorings], logits)
+            gone = sequences
+        else:
+            gone = [sequence for sequence in sequences if sequence.computed == len(sequence.prompt)]
+            self._choose_or_fail(gone, logits[: len(gone)])
+            try:
+                self._score(scorings, logits[len(gone) :])
+            except Exception as error:
+                self._fail(scorings, error)
+        self._prefilling = [sequence for sequence in self._prefilling if sequence not in gone]
+        self._decoding += self._still_going(gone)
+
+    def _choose_or_fail(self, rows: list[Sequence], logits: torch.Tensor | Exception) -> None:
+        if isinstance(logits, Exception):
+            self._fail(rows, logits)
+            return
         try:
-            logits = self._runner.decode(
-                [sequence.choices[-1].token for sequence in rows],
-                [sequence.past for sequence in rows],
-                [sequence.room for sequence in rows],
-                [sequence.lease for sequence in rows],
-            )
             self._choose(rows, logits)
         except Exception as error:
+            # What a GPU cannot compute it says when the answer is read.
             self._fail(rows, error)
-        self._decoding = self._still_going(rows)
 
     def _choose(self, rows: list[Sequence], logits: torch.Tensor) -> None:
         if not rows:
@@ -219,6 +237,14 @@ class Loop:
         for item in items:
             self._let_go(item)
             _settle(item.future, error)
+
+
+def _attempt(run: Callable[[], torch.Tensor]) -> torch.Tensor | Exception:
+    """What a pass gives, or why it does not."""
+    try:
+        return run()
+    except Exception as error:
+        return error
 
 
 def _settle(future: "Future[Any]", answer: object) -> None:

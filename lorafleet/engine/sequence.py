@@ -24,7 +24,7 @@ from lorafleet.engine.text import TextStream
 OnPiece = Callable[[Piece], None]
 
 
-@dataclass
+@dataclass(eq=False)
 class Sequence:
     """A generation: what was asked, what it holds, and what it has produced so far.
 
@@ -112,7 +112,7 @@ class Sequence:
                 self.future.cancel()
 
 
-@dataclass
+@dataclass(eq=False)
 class Scoring:
     """A prompt with options, computed in one pass: the prompt once, and behind it every option but for its last token."""
 

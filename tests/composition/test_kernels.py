@@ -87,7 +87,7 @@ def random_case(seed, tokens, rank, outputs, inputs, adapters=5, widest=1, dtype
         kind = kinds.split()[integer(0, len(kinds.split()))]
         chosen = torch.randperm(adapters, generator=draws)[: integer(1, 4)].tolist() if kind != "none" else []
         if kind == "cat":
-            shares.append([Share(owned[i], uniform(-1.5, 1.5), 0.0, 0.0) for i in chosen])
+            shares.append([Share(owned[i], uniform(0.5, 1.5) * (-1) ** integer(0, 2), 0.0, 0.0) for i in chosen])
         else:
             # Sums run over adapters of one rank, as the methods that gather demand.
             chosen = [i for i in chosen if sizes[i] == sizes[chosen[0]]]
@@ -138,8 +138,8 @@ CASES = {
     "uneven inputs, wide adapters": ({"tokens": 13, "rank": 16, "outputs": (48, 16), "inputs": 80, "widest": 3}, 16),
     "one block": ({"tokens": 30, "rank": 32, "outputs": (96, 32, 32), "inputs": 96}, 32),
     "four layers": ({"tokens": 4, "rank": 16, "outputs": (32, 16, 64, 16), "inputs": 32}, 16),
-    "two blocks": ({"tokens": 70, "rank": 64, "outputs": (64, 128), "inputs": 64, "adapters": 4}, 64),
-    "a large block": ({"tokens": 100, "rank": 32, "outputs": (128,), "inputs": 192, "widest": 2}, 128),
+    "two blocks": ({"tokens": 70, "rank": 64, "outputs": (64, 128), "inputs": 64, "adapters": 3}, 64),
+    "a large block": ({"tokens": 70, "rank": 32, "outputs": (64,), "inputs": 192, "widest": 2}, 128),
     "many blocks": ({"tokens": 90, "rank": 16, "outputs": (64,), "inputs": 64, "widest": 2}, 16),
     "full precision": ({"tokens": 10, "rank": 64, "outputs": (64,), "inputs": 112, "dtype": torch.float32}, 16),
 }
@@ -156,17 +156,17 @@ def test_every_token_gets_its_own_composition(name, kinds):
 
 
 def test_blocks_may_begin_where_prompts_begin():
-    case = random_case(3, tokens=90, rank=16, outputs=(32, 16), inputs=32, widest=2)
-    found = composed(case, block_table(case.shares, 32, 2, starts=(0, 1, 40, 41, 73)))
+    case = random_case(3, tokens=61, rank=16, outputs=(32, 16), inputs=32, widest=2)
+    found = composed(case, block_table(case.shares, 32, 2, starts=(0, 1, 40, 41)))
     assert error(found, expected(case)) < TOLERANCE[SHORT]
 
 
 def test_a_block_does_not_feel_the_others():
-    case = random_case(5, tokens=64, rank=16, outputs=(32,), inputs=48)
-    together = composed(case, block_table(case.shares, 32, 1))
-    assert torch.equal(together, composed(case, block_table(case.shares, 32, 1)))
-    behind = Case(case.shares[32:], case.x[32:], case.a, case.b, case.y[32:], case.outputs)
-    assert torch.equal(together[32:], composed(behind, block_table(behind.shares, 32, 1)))
+    case = random_case(5, tokens=32, rank=16, outputs=(32,), inputs=48)
+    together = composed(case, block_table(case.shares, 16, 1))
+    assert torch.equal(together, composed(case, block_table(case.shares, 16, 1)))
+    behind = Case(case.shares[16:], case.x[16:], case.a, case.b, case.y[16:], case.outputs)
+    assert torch.equal(together[16:], composed(behind, block_table(behind.shares, 16, 1)))
 
 
 def test_tokens_without_adapters_keep_the_base_output():

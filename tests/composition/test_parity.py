@@ -129,7 +129,7 @@ def settled(model, composition, rank):
 @pytest.mark.filterwarnings("ignore:The density:UserWarning", "ignore:The following .*_pattern keys:RuntimeWarning")
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_equals_peft(method):
-    @settings(max_examples=16, deadline=None, phases=[Phase.explicit, Phase.generate])
+    @settings(max_examples=10, deadline=None, phases=[Phase.explicit, Phase.generate])
     @given(
         fleet=fleets(one_rank=method in EQUAL_RANKS),
         density=st.one_of(st.just(1.0), st.floats(0.1, 1)),

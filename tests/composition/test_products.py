@@ -58,7 +58,7 @@ def owners(draw, count):
     return found
 
 
-@settings(max_examples=60, deadline=None, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=40, deadline=None, phases=[Phase.explicit, Phase.generate])
 @given(data=st.data())
 def test_every_token_adds_what_the_formula_says(data):
     count, rank = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 6))

@@ -17,9 +17,8 @@ PROMPTS = [
     "The twins left early. They were late. Why?",
     "Goal: dry a shirt\nAnswer:",
     "Name three colours of the rainbow.",
-    "1+1=",
 ]
-NEW = 14
+NEW = 10
 
 
 def generated(model, ends_with=NEVER):

@@ -22,10 +22,15 @@ def using(*names, prompt="a prompt", method="cat", tokens=15):
 
 @pytest.fixture
 def alone(make_engine):
-    """The tokens that an engine with these adapters answers to one request."""
+    """The tokens that an engine with these adapters alone answers to one request."""
+    engine = make_engine(rows=1)
 
     def answered(request, *adapters):
-        return make_engine(adapters=adapters, rows=1).generate([request])[0].tokens
+        for name in engine.pool:
+            engine.pool.remove(name)
+        for adapter in adapters:
+            engine.pool.add(adapter)
+        return engine.generate([request])[0].tokens
 
     return answered
 
@@ -91,7 +96,7 @@ def test_requests_wait_for_pages_and_are_answered(make_engine, alone, pages):
     engine = make_engine(adapters=adapters.values(), rows=4, pages=pages, page_rank=4)
     draws = random.Random(0)
     asked = []
-    while len(asked) < 24:
+    while len(asked) < 16:
         names = sorted(draws.sample("abcdef", draws.randint(1, 3)))
         if sum(-(-adapters[name].rank // 4) for name in names) <= pages:
             asked.append(using(*names, tokens=draws.randint(2, 12)))

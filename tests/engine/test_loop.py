@@ -14,7 +14,7 @@ from lorafleet.composition import Composition
 from lorafleet.engine import GenerationRequest, ScoreRequest
 from lorafleet.errors import EngineFull, RequestError
 
-WORDS = "river stone light and the market seven walks under blue question of answer".split()
+WORDS = ["river", "stone", "light", "and", "the", "market", "seven", "walks", "under", "blue", "question", "of", "answer"]
 NAMES = ("one", "two", "three")
 
 
@@ -263,10 +263,14 @@ def test_scores_are_computed_while_rows_are_on_their_way(make_engine, alone):
     asked = some_requests(8, seed=4)
     options = ("yes", "no", "y", "never, not even on Sundays", "yes, of course")
     to_score = [ScoreRequest(request.prompt, options, request.composition) for request in asked]
-    futures = [(engine.submit(request), engine.submit_score(scored)) for request, scored in zip(asked, to_score, strict=True)]
-    assert [answer.result(PATIENCE).tokens for answer, _ in futures] == answered(alone, asked)
-    for (_, found), wanted in zip(futures, alone.score(to_score), strict=True):
-        assert [score.total for score in found.result(PATIENCE)] == pytest.approx([score.total for score in wanted], rel=1e-4)
+    rows, scores = [], []
+    for request, scored in zip(asked, to_score, strict=True):
+        rows.append(engine.submit(request))
+        scores.append(engine.submit_score(scored))
+    assert [answer.result(PATIENCE).tokens for answer in rows] == answered(alone, asked)
+    for found, wanted in zip(scores, alone.score(to_score), strict=True):
+        totals = [score.total for score in found.result(PATIENCE)]
+        assert totals == pytest.approx([score.total for score in wanted], rel=1e-4)
 
 
 def test_an_error_in_a_pass_fails_its_rows_and_no_later_ones(make_engine, alone):

@@ -3,6 +3,7 @@
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -103,7 +104,7 @@ def test_a_seed_repeats_its_answer_in_a_batch_that_changes(make_engine):
     listener = Listener(at=5, do=lambda: joining.extend(engine.submit(other) for other in others[3:]))
     assert engine.submit(request, listener).result(PATIENCE).tokens == alone
     assert all(future.result(PATIENCE) for future in [*futures, *joining])
-    different = {engine.generate([GenerationRequest(**{**vars(request), "seed": seed})])[0].tokens for seed in range(5)}
+    different = {engine.generate([replace(request, seed=seed)])[0].tokens for seed in range(5)}
     assert len(different) == 5
 
 

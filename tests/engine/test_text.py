@@ -1,5 +1,7 @@
 """Tokens become text while they come: pieces are the text, without half characters, cut at the first stop text."""
 
+from dataclasses import replace
+
 import pytest
 from engine.families import random_adapter
 from engine.listening import PATIENCE, Listener
@@ -21,6 +23,8 @@ SAMPLES = [
     "हिन्दी में लिखा हुआ, عربي, ภาษาไทย, Ελληνικά, 한국어",
     "def f(x):\n    return x\n\n\n# end\n\tif __name__ == '__main__':",
 ]
+
+
 def whole(tokenizer, tokens):
     return tokenizer.decode(tokens, skip_special_tokens=True)
 
@@ -83,12 +87,12 @@ def test_pieces_are_the_text_of_any_tokens(tokens, number):
 def test_the_text_is_cut_at_the_first_stop_text_and_shows_nothing_of_it(data, text):
     """The stop texts are pieces of the text, which lie across tokens, and texts that only begin like it."""
 
-    def piece_of_text():
+    stop = []
+    for _ in range(data.draw(st.integers(1, 3))):
         start = data.draw(st.integers(0, max(len(text) - 1, 0)))
-        return text[start : start + data.draw(st.integers(1, 6))]
-
-    stop = [piece_of_text() + data.draw(st.sampled_from(["", "", "x", "\u0000"])) for _ in range(data.draw(st.integers(1, 3)))]
-    stop = [one for one in stop if one and HALF not in one]
+        piece = text[start : start + data.draw(st.integers(1, 6))] + data.draw(st.sampled_from(["", "", "x", "\u0000"]))
+        if piece:
+            stop.append(piece)
     tokens = SMOLLM2(text, add_special_tokens=False)["input_ids"]
     pieces, stream = streamed(SMOLLM2, tokens, stop)
     known = [whole(SMOLLM2, tokens[:place]).rstrip(HALF) for place in range(1, len(tokens) + 1)]
@@ -147,7 +151,7 @@ def test_a_stop_text_ends_the_answer_while_others_go_on(engine):
     stopping = []
     for request, answer in zip(REQUESTS, free, strict=True):
         place = next(place for place in range(3, len(answer.text) - 2) if HALF not in answer.text[place : place + 2])
-        stopping.append(GenerationRequest(**{**vars(request), "stop": (answer.text[place : place + 2], "\u0000\u0000\u0000")}))
+        stopping.append(replace(request, stop=(answer.text[place : place + 2], "\u0000\u0000\u0000")))
     listeners = [Listener() for _ in stopping]
     futures = [engine.submit(request, listener) for request, listener in zip(stopping, listeners, strict=True)]
     for request, answer, listener, future in zip(stopping, free, listeners, futures, strict=True):
