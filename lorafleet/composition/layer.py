@@ -29,8 +29,9 @@ HALF = (torch.bfloat16, torch.float16)
 class ComposedModel:
     """A base model whose linear layers obey a plan while one is active; without one it is the base model itself.
 
-    The layers' weights become views of one tensor for each group, so that the model takes no more memory than before; the
-    modules stay where they are, with another `forward`.
+    The layers' weights are laid out anew, those of a group together: views of one tensor, or, where oneDNN packs them for a
+    CPU, nothing. So the model takes no more memory than before, and cannot be saved any more. Modules stay where they are,
+    with another `forward`.
 
     Args:
         pages, page_rank: as in `AdapterPool`.

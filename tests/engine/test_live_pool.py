@@ -74,6 +74,19 @@ def test_requests_that_wait_keep_the_adapters_they_were_asked_with(make_engine, 
     assert [score.total for score in scored.result(PATIENCE)] == pytest.approx([score.total for score in wanted], rel=1e-5)
 
 
+@pytest.mark.parametrize("tokens", [16, 19])
+def test_passes_of_equal_shape_have_their_own_adapters(make_engine, alone, tokens):
+    """Pieces of prompts as long as a decoding step is wide, or as another's piece: only the compositions tell them apart."""
+    a, b = adapter("a"), adapter("b")
+    engine = make_engine(adapters=(a, b), rows=2, prefill_tokens=1 if tokens == 16 else 3)
+    late = []
+    request = GenerationRequest("x" * (tokens - 1), using("b").composition, max_tokens=6)
+    first = using("a", tokens=60)
+    found = engine.submit(first, Listener(at=2, do=lambda: late.append(engine.submit(request)))).result(PATIENCE).tokens
+    assert found == alone(first, a)
+    assert late[0].result(PATIENCE).tokens == alone(request, b)
+
+
 def test_an_adapter_that_is_replaced_again_and_again_leaves_no_pages(make_engine, alone):
     engine = make_engine(rows=4, pages=4)
     versions = [adapter("a", version) for version in range(8)]
