@@ -176,7 +176,8 @@ class Loop:
 
     def _finish_decode(self, rows: list[Sequence], logits: torch.Tensor | Exception) -> None:
         self._choose_or_fail(rows, logits)
-        self._decoding = self._still_going(rows)
+        self._decoding = _going_on(rows)
+        self._answer(rows)
 
     def _finish_prefill(self, sequences: list[Sequence], scorings: list[Scoring], logits: torch.Tensor | Exception) -> None:
         if isinstance(logits, Exception):
@@ -190,7 +191,8 @@ class Loop:
             except Exception as error:
                 self._fail(scorings, error)
         self._prefilling = [sequence for sequence in self._prefilling if sequence not in gone]
-        self._decoding += self._still_going(gone)
+        self._decoding += _going_on(gone)
+        self._answer(gone)
 
     def _choose_or_fail(self, rows: list[Sequence], logits: torch.Tensor | Exception) -> None:
         if isinstance(logits, Exception):
@@ -211,16 +213,12 @@ class Loop:
             tops = tuple(chosen.likeliest[place][: sequence.request.likeliest])
             sequence.add(TokenChoice(chosen.tokens[place], chosen.log_probabilities[place], tops), self._end_token)
 
-    def _still_going(self, rows: list[Sequence]) -> list[Sequence]:
-        """Answer the rows that are done, free what they hold, and give the others."""
-        going = []
+    def _answer(self, rows: list[Sequence]) -> None:
+        """Answer the rows that are done, once they hold nothing any more."""
         for sequence in rows:
             if sequence.finish_reason is not None:
                 self._let_go(sequence)
                 _settle(sequence.future, sequence.finished(self._decode_text))
-            elif sequence.room is not None:
-                going.append(sequence)
-        return going
 
     def _score(self, scorings: list[Scoring], logits: torch.Tensor) -> None:
         start = 0
@@ -237,6 +235,11 @@ class Loop:
         for item in items:
             self._let_go(item)
             _settle(item.future, error)
+
+
+def _going_on(rows: list[Sequence]) -> list[Sequence]:
+    """The rows that are neither done nor failed."""
+    return [sequence for sequence in rows if sequence.finish_reason is None and sequence.room is not None]
 
 
 def _attempt(run: Callable[[], torch.Tensor]) -> torch.Tensor | Exception:

@@ -182,13 +182,21 @@ def test_who_waits_for_a_cancelled_future_is_told(make_engine):
     wait_until(lambda: holds_nothing(engine))
 
 
-def test_to_leave_a_stream_early_cancels_it(make_engine, alone):
+def test_to_leave_a_stream_early_cancels_it(make_engine, alone, monkeypatch):
     engine = make_engine(rows=1)
+    submit, futures = engine.submit, []
+
+    def submit_and_keep(*arguments, **named):
+        futures.append(submit(*arguments, **named))
+        return futures[-1]
+
+    monkeypatch.setattr(engine, "submit", submit_and_keep)
     request = GenerationRequest("a stream that nobody reads to its end", max_tokens=900)
     for place, piece in enumerate(engine.stream(request)):
         assert piece.choice is not None
         if place == 3:
             break
+    assert futures[0].cancelled()
     wait_until(lambda: holds_nothing(engine))
     following = GenerationRequest("the next one", max_tokens=5)
     assert engine.generate([following])[0].tokens == answered(alone, [following])[0]

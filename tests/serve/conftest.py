@@ -34,7 +34,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Setti
             "learning_rate": 0.003,
             "workers": 1,
         },
-        generation={"max_new_tokens": 64, "batch": 8},
+        generation={"max_new_tokens": 64, "rows": 8},
         serving={"port": free_port(), "request_timeout_seconds": 60},
     )
     ray.init("local", num_cpus=4, include_dashboard=False, logging_level="error")
