@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+COLDEST = 1e-6
+"""The likeliest token has all the mass there; at temperatures far below, float32 would overflow."""
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -63,7 +66,7 @@ def _draw(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     def column(values: list[float]) -> torch.Tensor:
         return torch.tensor(values, device=logits.device, dtype=torch.float32)[:, None]
 
-    probabilities = (logits / column([draw.temperature for draw in draws])).softmax(dim=-1)
+    probabilities = (logits / column([max(draw.temperature, COLDEST) for draw in draws])).softmax(dim=-1)
     cut = [row for row, draw in enumerate(draws) if draw.top_p < 1]
     if cut:
         places = torch.tensor(cut, device=logits.device)

@@ -64,7 +64,7 @@ def test_a_seed_draws_the_same_beside_any_others():
 
 def test_temperature_near_zero_is_greedy_and_likelihoods_are_those_of_temperature_one():
     log_probabilities = LOGITS.log_softmax(-1)
-    for temperature in (0.0, 1e-3, 1e-30):
+    for temperature in (0.0, 1e-3, 1e-30, 1e-39, 5e-324):
         chosen = choose(LOGITS[None], [Draw(temperature, 1.0, random.Random(0))], likeliest=3)
         assert chosen.tokens == [2]
         assert chosen.log_probabilities == pytest.approx([float(log_probabilities[2])])
