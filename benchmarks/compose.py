@@ -25,7 +25,7 @@ from rich.console import Console
 from torch import nn
 from transformers import PreTrainedModel
 
-from benchmarks.fleet import load, random_adapters, random_compositions, with_peft
+from benchmarks.fleet import load, random_adapters, random_compositions, synchronise, with_peft
 from benchmarks.report import tell
 from lorafleet.composition import Adapter, ComposedModel, Lease, Run
 from lorafleet.composition.groups import LayerGroup, layer_groups
@@ -216,10 +216,10 @@ def _milliseconds(run: Callable[[], None], device: torch.device, repeats: int = 
     run()
     times = []
     for _ in range(repeats):
-        _synchronise()
+        synchronise()
         start = time.perf_counter()
         run()
-        _synchronise()
+        synchronise()
         times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times)
 
@@ -243,12 +243,12 @@ def _merging(
     for method in methods:
         times = []
         for composition in random_compositions(fleet, 3, each, method, draws):
-            _synchronise()
+            synchronise()
             start = time.perf_counter()
             wrapped.add_weighted_adapter(
                 list(composition.weights), list(composition.weights.values()), "merged", combination_type=method
             )
-            _synchronise()
+            synchronise()
             times.append(1000 * (time.perf_counter() - start))
             wrapped.delete_adapter("merged")
         found[method] = statistics.median(times)
@@ -259,11 +259,6 @@ def _merging(
 
 def _ignore(_: object) -> None:
     """A run's result is not looked at."""
-
-
-def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from lorafleet.models import load_base_model, load_tokenizer, pick_device, pick_
 
 NEVER = 10**9
 """An end token that no model gives: every answer has its full length."""
+WORDS = ["river", "stone", "light", "and", "the", "market", "seven", "walks", "under", "blue", "question", "of", "answer"]
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -25,7 +26,7 @@ def load(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     Args:
         name: `7b` for the shapes of Llama 2 7B with random weights, `base` for the settings' base model, or a reference.
     """
-    settings = Models(dtype=dtype) if name in ("7b", "base") else Models(base=name, dtype=dtype)  # type: ignore[arg-type]
+    settings = Models(dtype=dtype) if name in ("7b", "base") else Models(base=name, dtype=dtype)
     if name == "7b":
         device = pick_device("auto")
         with torch.device(device):
@@ -40,7 +41,7 @@ def load(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     return model, tokenizer
 
 
-def random_adapters(model: PreTrainedModel, count: int, rank: int, dtype: torch.dtype | None = None) -> list[Adapter]:
+def random_adapters(model: PreTrainedModel, count: int, rank: int) -> list[Adapter]:
     """Adapters on all linear layers of the decoder, in CPU memory, alpha twice the rank."""
     torch.manual_seed(1)
     layers = [
@@ -51,7 +52,7 @@ def random_adapters(model: PreTrainedModel, count: int, rank: int, dtype: torch.
 
     def one(number: int) -> Adapter:
         def half(*shape: int) -> torch.Tensor:
-            return (torch.randn(shape, device=model.device, dtype=dtype or model.dtype) * 0.02).cpu()
+            return (torch.randn(shape, device=model.device, dtype=model.dtype) * 0.02).cpu()
 
         return Adapter(
             f"adapter-{number:02d}",
@@ -73,25 +74,10 @@ def random_prompts(
     tokenizer: PreTrainedTokenizerBase, count: int, shortest: int, longest: int, draws: random.Random
 ) -> list[str]:
     """Prompts of random words whose lengths in tokens lie evenly between two bounds."""
-    words = [
-        "river",
-        "stone",
-        "light",
-        "and",
-        "the",
-        "market",
-        "seven",
-        "walks",
-        "under",
-        "blue",
-        "question",
-        "of",
-        "answer",
-    ]
     prompts = []
     for place in range(count):
         length = shortest + (longest - shortest) * place // max(count - 1, 1)
-        text = " ".join(draws.choice(words) for _ in range(length))
+        text = " ".join(draws.choice(WORDS) for _ in range(length))
         ids = tokenizer(text, add_special_tokens=False)["input_ids"][:length]
         prompts.append(str(tokenizer.decode(ids)))
     draws.shuffle(prompts)
@@ -112,6 +98,12 @@ def with_peft(model: PreTrainedModel, adapters: Sequence[Adapter]) -> PeftModel:
             for half, values in (("A", layer.a), ("B", layer.b)):
                 own[f"base_model.model.{module}.lora_{half}.{adapter.name}.weight"].data.copy_(values)
     return wrapped.eval().requires_grad_(False)
+
+
+def synchronise() -> None:
+    """Wait for the GPU, where there is one: a clock read before would stop too early."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _bytes_tokenizer() -> PreTrainedTokenizerFast:

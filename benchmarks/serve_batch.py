@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.fleet import load, random_adapters, random_compositions, random_prompts, with_peft
+from benchmarks.fleet import load, random_adapters, random_compositions, random_prompts, synchronise, with_peft
 from benchmarks.report import tell
 from lorafleet.composition import BASE, Adapter, Composition
 from lorafleet.engine import Engine, GenerationRequest
@@ -199,7 +199,7 @@ def _merged(
                 list(composition.weights), list(composition.weights.values()), "merged", combination_type=composition.method
             )
             wrapped.set_adapter("merged")
-            _synchronise()
+            synchronise()
             merging.append(time.perf_counter() - start)
             inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
             inputs.pop("token_type_ids", None)
@@ -217,19 +217,14 @@ def _merged(
 def _best(run: Callable[[], object], repeats: int, name: str) -> float:
     times = []
     for _ in range(repeats):
-        _synchronise()
+        synchronise()
         start = time.perf_counter()
         with torch.inference_mode():
             run()
-        _synchronise()
+        synchronise()
         times.append(time.perf_counter() - start)
         console.print(f"{name}: {times[-1]:.2f} s", style="dim")
     return min(times)
-
-
-def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from benchmarks.fleet import WORDS
 from lorafleet.composition import METHODS, Adapter, Composition, LowRank
 from lorafleet.config import Models
 from lorafleet.engine import Engine, GenerationRequest, ScoreRequest
@@ -43,7 +44,6 @@ from lorafleet.models import load_base_model, load_tokenizer
 from lorafleet.progress import progress
 
 NAMES = ("amber", "birch", "cedar", "dune", "ember", "fjord")
-WORDS = ["river", "stone", "light", "and", "the", "market", "seven", "walks", "under", "blue", "question", "of", "answer"]
 STOPS = (".", "\n", "e", " a", "th", "st", "\n\nQ")
 LONGEST_PROMPT, MOST_TOKENS, LONGEST = 64, 12, 96
 ROWS, PAGES, PAGE_RANK = 8, 24, 16

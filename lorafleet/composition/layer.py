@@ -190,9 +190,11 @@ def _packs(weight: torch.Tensor) -> bool:
 
     On CPUs that is 1.3 to 2.5 times as fast as `linear`, for few rows most; torch's own compiler does the same.
     """
-    return (
+    there = (
         weight.device.type == "cpu"
-        and weight.dtype in (torch.float32, torch.bfloat16)
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
+    if there and weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return there and weight.dtype == torch.float32
