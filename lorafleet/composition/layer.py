@@ -7,20 +7,19 @@ from importlib.util import find_spec
 
 import torch
 from torch import nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
 
 from lorafleet.composition.blocks import BlockTable
 from lorafleet.composition.composition import Composition
 from lorafleet.composition.groups import LayerGroup, layer_groups
+from lorafleet.composition.packing import PackedLinear, packs
 from lorafleet.composition.plan import Plan, Run, make_plan
 from lorafleet.composition.pool import AdapterPool, Lease
 from lorafleet.composition.products import add_composed_
 from lorafleet.composition.tables import block_for, make_table
 from lorafleet.errors import CompositionError
 
-PACKED_FOR_ROWS = 16
-ROWS_STEP = 16
-"""oneDNN compiles a product for every number of rows that it meets, and keeps it: above this, only multiples of it come."""
 BESIDE_TOKENS = 256
 Product = Callable[[torch.Tensor], torch.Tensor]
 HALF = (torch.bfloat16, torch.float16)
@@ -49,6 +48,7 @@ class ComposedModel:
         self._last: tuple[list[Run], Plan | BlockTable] | None = None
         for number, group in enumerate(groups):
             _GroupedLayers([model.get_submodule(module) for module in group.modules], partial(self._compute, number, group))
+        _pack_head(model)
 
     def plan(self, runs: Sequence[Run]) -> Plan | BlockTable | None:
         """The plan of a pass over these runs, one behind the other; the last one is at hand while the runs stay the same."""
@@ -132,6 +132,17 @@ def _goes_beside(tokens: int) -> bool:
     return tokens <= BESIDE_TOKENS and torch.cuda.is_current_stream_capturing()
 
 
+def _pack_head(model: nn.Module) -> None:
+    """Pack the layer that gives the logits; where the embedding of the tokens shares its weight, that one stays."""
+    if not isinstance(model, PreTrainedModel):
+        return
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[no-untyped-call]
+    if type(head) is nn.Linear and packs(head.weight):
+        head.forward = PackedLinear(head.weight.data, head.bias)  # type: ignore[assignment]
+        if head.weight is not embedding.weight:
+            head.weight.data = head.weight.new_empty(0)
+
+
 class _GroupedLayers:
     """The first of a group's layers to see a tensor computes all of them; the others find their part waiting."""
 
@@ -147,12 +158,11 @@ class _GroupedLayers:
     def _one_product(self, layers: Sequence[nn.Module]) -> Product:
         bias = self._together(layers, "bias") if layers[0].bias is not None else None
         weight = self._together(layers, "weight")
-        if not _packs(weight):
+        if not packs(weight):
             return partial(linear, weight=weight, bias=bias)
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS)
         for layer in layers:
             layer.get_parameter("weight").data = weight.new_empty(0)
-        return partial(_packed_product, packed, bias)
+        return PackedLinear(weight, bias)
 
     def _together(self, layers: Sequence[nn.Module], name: str) -> torch.Tensor:
         """One tensor of the layers' parameters, which become views of it."""
@@ -173,28 +183,3 @@ class _GroupedLayers:
         if not self._waiting:
             self._input = None
         return mine
-
-
-def _packed_product(packed: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
-    """What `linear` gives; without the step, passes of 1 to 512 tokens leave a gigabyte of compiled products behind."""
-    rows = x.flatten(0, -2)
-    count = len(rows)
-    if count > ROWS_STEP and count % ROWS_STEP:
-        rows = pad(rows, (0, 0, 0, -count % ROWS_STEP))
-    y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
-    return y[:count].view(*x.shape[:-1], -1)
-
-
-def _packs(weight: torch.Tensor) -> bool:
-    """Whether oneDNN can lay a weight out for its own products.
-
-    On CPUs that is 1.3 to 2.5 times as fast as `linear`, for few rows most; torch's own compiler does the same.
-    """
-    there = (
-        weight.device.type == "cpu"
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
-    if there and weight.dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return there and weight.dtype == torch.float32

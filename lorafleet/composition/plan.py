@@ -12,7 +12,8 @@ from lorafleet.composition.pool import Lease
 TOKENS_ALONE = 32
 """A run of so many tokens is a block by itself: it reads its own pages, and no others' for nothing."""
 WASTE = 3
-"""Neighbouring pages are read where they lie, those between them too, if that reads at most so many times what is needed."""
+"""For few tokens, neighbouring pages are read where they lie, those between them too, if that reads at most so many times
+what is needed; a block by itself would multiply them all for nothing, and has those that it needs copied together."""
 
 
 @dataclass(frozen=True)
@@ -58,20 +59,20 @@ def make_plan(runs: Sequence[Run], pages: Pages) -> Plan:
     for run in runs:
         if run.tokens >= TOKENS_ALONE:
             start = _close(blocks, together, start, pages)
-            start = _close(blocks, [run], start, pages)
+            start = _close(blocks, [run], start, pages, waste=1)
         else:
             together.append(run)
     end = _close(blocks, together, start, pages)
     return Plan(end, tuple(blocks))
 
 
-def _close(blocks: list[Block], runs: list[Run], start: int, pages: Pages) -> int:
+def _close(blocks: list[Block], runs: list[Run], start: int, pages: Pages, waste: int = WASTE) -> int:
     """Make a block of runs, empty the list, and say where the next one starts."""
     end = start + sum(run.tokens for run in runs)
     used = np.unique(np.concatenate([run.lease.pages for run in runs if run.lease] or [np.zeros(0, np.int64)]))
     if used.size:
         hull = int(used[-1] - used[0]) + 1
-        together = hull <= WASTE * used.size
+        together = hull <= waste * used.size
         chosen = np.arange(used[0], used[-1] + 1) if together else used
         read = slice(int(used[0]), int(used[-1]) + 1) if together else torch.from_numpy(used).to(pages.device)
         coefficients = _coefficients(runs, chosen)

@@ -65,6 +65,11 @@ def contents(runs: Sequence[Run], pages: Pages, block: int, blocks: int | None =
     )
 
 
+def block_count(runs: Sequence[Run], block: int) -> int:
+    """How many blocks the runs of a pass fill."""
+    return len(_bounds(np.array([run.tokens for run in runs]), block)) - 1
+
+
 def _bounds(counts: np.ndarray, block: int) -> np.ndarray:
     """Where blocks begin, and where the last one ends: a long run begins a block, short ones share."""
     bounds, end = [0], 0

@@ -1,0 +1,41 @@
+"""Products on CPUs, of weights that oneDNN has laid out for itself."""
+
+import torch
+from torch.nn.functional import pad
+
+PACKED_FOR_ROWS = 16
+ROWS_STEP = 16
+"""oneDNN compiles a product for every number of rows that it meets, and keeps it: above this, only multiples of it come."""
+
+
+class PackedLinear:
+    """What `torch.nn.functional.linear` gives, from a copy of the weight in oneDNN's own layout.
+
+    On CPUs that is 1.3 to 3.5 times as fast, for few rows most; torch's own compiler does the same.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS)
+        self._bias = bias
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., inputs] to [..., outputs]."""
+        rows = x.flatten(0, -2)
+        count = len(rows)
+        if count > ROWS_STEP and count % ROWS_STEP:
+            # Without the step, passes of 1 to 512 tokens leave a gigabyte of compiled products behind.
+            rows = pad(rows, (0, 0, 0, -count % ROWS_STEP))
+        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, "none", [], "")
+        return y[:count].view(*x.shape[:-1], y.shape[-1])
+
+
+def packs(weight: torch.Tensor) -> bool:
+    """Whether oneDNN can lay a weight out here."""
+    there = (
+        weight.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+    if there and weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return there and weight.dtype == torch.float32
