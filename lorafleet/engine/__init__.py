@@ -8,6 +8,27 @@ thread, and what others call). Knows tokens, caches and compositions; knows noth
 """
 
 from lorafleet.engine.engine import Engine
-from lorafleet.engine.requests import Generation, GenerationRequest, OptionScore, Piece, ScoreRequest, TokenChoice
+from lorafleet.engine.requests import (
+    FinishReason,
+    Generation,
+    GenerationRequest,
+    OptionScore,
+    Piece,
+    ScoreRequest,
+    TokenChoice,
+    ToldPrompt,
+)
+from lorafleet.engine.sequence import OnPiece
 
-__all__ = ["Engine", "Generation", "GenerationRequest", "OptionScore", "Piece", "ScoreRequest", "TokenChoice"]
+__all__ = [
+    "Engine",
+    "FinishReason",
+    "Generation",
+    "GenerationRequest",
+    "OnPiece",
+    "OptionScore",
+    "Piece",
+    "ScoreRequest",
+    "TokenChoice",
+    "ToldPrompt",
+]

@@ -1,5 +1,6 @@
 """The engine: requests come in from any thread, one thread computes, answers go out as they come."""
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -22,10 +23,11 @@ from lorafleet.engine.sequence import Sequence as Row
 from lorafleet.engine.slotted_cache import SlottedCache
 from lorafleet.engine.text import TextStream
 from lorafleet.errors import EngineFull, RequestError
-from lorafleet.prompts import encode_answer, encode_prompt, end_token
+from lorafleet.prompts import cut_middle, encode_answer, encode_prompt, end_token
 
 if TYPE_CHECKING:
     from lorafleet.engine.graphs import DecodeGraphs
+    from lorafleet.engine.prompt_graphs import PromptGraphs
 
 CACHE_SHARE = 0.85
 """Of a GPU's free memory, for adapters, keys and values; the rest is for what a pass computes."""
@@ -65,11 +67,14 @@ class Engine:
     ) -> None:
         self._tokenizer = tokenizer
         self._max_prompt_tokens, self._waiting = min(max_prompt_tokens, longest - 1), waiting
+        self._vocabulary = int(model.config.get_text_config().vocab_size)
         self._composed = ComposedModel(model, pages, page_rank)
         device = next(model.parameters()).device
-        self._cache, self._graphs = _for_device(model, self._composed, rows, longest, cache_gib)
         self._prefill_tokens = prefill_tokens or (GPU_PREFILL_TOKENS if device.type == "cuda" else CPU_PREFILL_TOKENS)
-        self._runner = Runner(model, self._composed, self._cache, self._graphs)
+        self._cache, self._graphs, self._prompt_graphs = _for_device(
+            model, self._composed, rows, longest, self._prefill_tokens, cache_gib
+        )
+        self._runner = Runner(model, self._composed, self._cache, self._graphs, self._prompt_graphs)
         self._loop = Loop(
             self._runner,
             self.pool,
@@ -110,9 +115,11 @@ class Engine:
 
     def warm_up(self) -> None:
         """Make ready what the first requests would wait for, once the adapters are in; nothing to do on a CPU."""
-        if self._graphs is None:
+        if self._graphs is None or self._prompt_graphs is None:
             return
         with torch.inference_mode():
+            # The largest first: the graphs share their memory.
+            self._prompt_graphs.warm_up()
             self._graphs.warm_up()
             self._warm_up_prompts()
 
@@ -145,7 +152,7 @@ class Engine:
             EngineFull: too many requests wait.
         """
         request.check()
-        prompt = self._encode(request.prompt)
+        prompt = self._encode(request.prompt, whole=request.tell_prompt)
         if len(prompt) + request.max_tokens > self._cache.longest:
             raise RequestError(
                 f"max_tokens is {request.max_tokens}, and the prompt has {len(prompt)} tokens",
@@ -210,8 +217,28 @@ class Engine:
         if self._thread is not None:
             self._thread.join()
 
-    def _encode(self, prompt: str) -> list[int]:
-        tokens = encode_prompt(self._tokenizer, prompt, self._max_prompt_tokens)
+    def check_tokens(self, tokens: Sequence[int]) -> None:
+        """Refuse token ids that the model does not have.
+
+        Raises:
+            RequestError: there is one.
+        """
+        foreign = [token for token in tokens if not 0 <= token < self._vocabulary]
+        if foreign:
+            allowed = f"Allowed: 0 to {self._vocabulary - 1}"
+            raise RequestError(f"prompt has the token id {foreign[0]}", allowed, field="prompt")
+
+    def _encode(self, prompt: str | Sequence[int], whole: bool = False) -> list[int]:
+        """A prompt's tokens; of one that is too long the middle is left out, or it is refused where it has to be whole."""
+        if isinstance(prompt, str):
+            tokens = encode_prompt(self._tokenizer, prompt, sys.maxsize)
+        else:
+            self.check_tokens(prompt)
+            tokens = list(prompt)
+        if whole and len(tokens) > self._max_prompt_tokens:
+            allowed = f"Allowed where they are told: {self._max_prompt_tokens} (generation.max_prompt_tokens)"
+            raise RequestError(f"prompt has {len(tokens)} tokens", allowed, field="prompt")
+        tokens = cut_middle(tokens, self._max_prompt_tokens)
         if not tokens:
             raise RequestError("the prompt is empty", "Send some text", field="prompt")
         return tokens
@@ -246,23 +273,29 @@ class Engine:
 
 
 def _for_device(
-    model: PreTrainedModel, composed: ComposedModel, rows: int, longest: int, cache_gib: float | None
-) -> "tuple[KeyValueCache[Any], DecodeGraphs | None]":
+    model: PreTrainedModel, composed: ComposedModel, rows: int, longest: int, prefill_tokens: int, cache_gib: float | None
+) -> "tuple[KeyValueCache[Any], DecodeGraphs | None, PromptGraphs | None]":
     """The cache, and the graphs, that suit the model's device."""
     parameter = next(model.parameters())
     if not parameter.is_cuda or find_spec("triton") is None:
-        return SlottedCache(rows, longest, parameter.device), None
+        return SlottedCache(rows, longest, parameter.device), None, None
     # Where there is no GPU, there may be no Triton.
+    from lorafleet.engine.capture import GraphMemory
     from lorafleet.engine.fusing import fuse
     from lorafleet.engine.graphs import DecodeGraphs
     from lorafleet.engine.paged_cache import PagedCache
+    from lorafleet.engine.prompt_graphs import PromptGraphs
 
     fuse(model)
     free, _ = torch.cuda.mem_get_info(parameter.device)
     free += torch.cuda.memory_reserved(parameter.device) - torch.cuda.memory_allocated(parameter.device)
     memory = int(cache_gib * 2**30) if cache_gib else int(free * CACHE_SHARE) - composed.pool.pages.bytes
     cache = PagedCache(model.config, memory, longest, parameter.device, parameter.dtype)
-    return cache, DecodeGraphs(model, composed, cache, rows) if composed.by_kernels else None
+    if not composed.by_kernels:
+        return cache, None, None
+    shared = GraphMemory()
+    prompt_graphs = PromptGraphs(model, composed, cache, prefill_tokens, shared)
+    return cache, DecodeGraphs(model, composed, cache, rows, shared), prompt_graphs
 
 
 def _tell_waiters(future: "Future[Any]") -> None:

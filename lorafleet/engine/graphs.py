@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from lorafleet.composition import ComposedModel, Lease, Run
 from lorafleet.composition.blocks import BlockTable
 from lorafleet.composition.tables import block_for, contents, empty_table, fill
+from lorafleet.engine.capture import GraphMemory, capture
 from lorafleet.engine.paged_attention import QueryBlocks
 from lorafleet.engine.paged_cache import DECODE_ROWS, PAGE_TOKENS, PagedAttention, PagedCache, Pages, tables_of
 
@@ -21,7 +22,6 @@ SIZES = (1, 2, 4, 8, 16, 32, 48)
 SIZE_STEP = 32
 ENTRIES_PER_ROW = 8
 LEAST_ENTRIES = 64
-WARM_UPS = 2
 
 
 @dataclass
@@ -51,11 +51,12 @@ class DecodeGraphs:
         rows: the most sequences at once.
     """
 
-    def __init__(self, model: PreTrainedModel, composed: ComposedModel, cache: PagedCache, rows: int) -> None:
-        self._model, self._composed, self._cache = model, composed, cache
+    def __init__(
+        self, model: PreTrainedModel, composed: ComposedModel, cache: PagedCache, rows: int, memory: GraphMemory
+    ) -> None:
+        self._model, self._composed, self._cache, self._memory = model, composed, cache, memory
         self._sizes = sorted({rows, *(size for size in (*SIZES, *range(2 * SIZE_STEP, rows, SIZE_STEP)) if size < rows)})
         self._steps: dict[tuple[int, bool], _Step] = {}
-        self._memory = torch.cuda.graph_pool_handle()
         self._version = -1
 
     def warm_up(self) -> None:
@@ -128,15 +129,7 @@ class DecodeGraphs:
             torch.zeros(rows, self._cache.widest, dtype=torch.int32, device=device),
             empty_table(block, blocks, capacity, pages) if composed else None,
         )
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
-                self._forward(step)
-        torch.cuda.current_stream(device).wait_stream(stream)
-        # Other threads (Ray's, a pool's pinning) may call CUDA meanwhile.
-        with torch.cuda.graph(step.graph, pool=self._memory, capture_error_mode="thread_local"):
-            step.logits = self._forward(step)
+        step.graph, step.logits = capture(lambda: self._forward(step), self._memory, device)
         return step
 
     def _forward(self, step: _Step) -> torch.Tensor:

@@ -4,7 +4,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
@@ -12,9 +13,13 @@ from lorafleet.composition import AdapterPool
 from lorafleet.engine.cache import KeyValueCache
 from lorafleet.engine.requests import TokenChoice
 from lorafleet.engine.runner import Runner
-from lorafleet.engine.sampling import choose
+from lorafleet.engine.sampling import Choosing, Chosen, choose, tell
 from lorafleet.engine.segments import Segment
 from lorafleet.engine.sequence import Scoring, Sequence
+
+PROMPTS = 32
+"""Of a pass; so many fit into a graph."""
+Under = TypeVar("Under")
 
 
 class Loop:
@@ -78,14 +83,14 @@ class Loop:
                 self._let_go(sequence)
         self._begin()
         rows, pieces, scorings = list(self._decoding), self._next_pieces(), self._held_scorings()
-        # Both passes are under way before the first one's answer is waited for: a GPU computes the one while the other,
-        # which is many launches, is prepared.
-        decoded = _attempt(lambda: self._decode(rows)) if rows else None
-        prefilled = _attempt(lambda: self._prefill(pieces, scorings)) if pieces or scorings else None
-        if decoded is not None:
-            self._finish_decode(rows, decoded)
-        if prefilled is not None:
-            self._finish_prefill([sequence for sequence, _ in pieces], scorings, prefilled)
+        # All is under way before anything is waited for: a GPU computes the step while the pass over prompts, which is many
+        # launches, is prepared, and that pass while the step's answers are dealt out.
+        decoding = _attempt(lambda: self._choose(rows, self._decode(rows))) if rows else None
+        prefilling = _attempt(lambda: self._prefill(pieces, scorings)) if pieces or scorings else None
+        if decoding is not None:
+            self._finish_decode(rows, decoding)
+        if prefilling is not None:
+            self._finish_prefill([sequence for sequence, _ in pieces], scorings, prefilling)
 
     def abandon(self, error: Exception) -> None:
         """Fail everything that waits or is on its way."""
@@ -129,10 +134,10 @@ class Loop:
 
     def _next_pieces(self) -> list[tuple[Sequence, Segment[Any]]]:
         """The prompts that the next pass works at, with the piece of each."""
-        pieces = []
+        pieces: list[tuple[Sequence, Segment[Any]]] = []
         left = self._prefill_tokens
         for sequence in self._prefilling:
-            if left <= 0:
+            if left <= 0 or len(pieces) == PROMPTS:
                 break
             segment = sequence.next_segment(left)
             pieces.append((sequence, segment))
@@ -168,50 +173,72 @@ class Loop:
             [sequence.lease for sequence in rows],
         )
 
-    def _prefill(self, pieces: list[tuple[Sequence, Segment[Any]]], scorings: list[Scoring]) -> torch.Tensor:
+    def _prefill(self, pieces: list[tuple[Sequence, Segment[Any]]], scorings: list[Scoring]) -> "_Prefilling":
         logits = self._runner.prefill([*(segment for _, segment in pieces), *(scoring.segment() for scoring in scorings)])
+        begun, last, telling, start = [], [], [], 0
         for sequence, segment in pieces:
             sequence.computed += len(segment.tokens)
-        return logits
+            tokens = sequence.foretold(segment)
+            if tokens:
+                there = logits[start : start + len(tokens)]
+                ids = torch.tensor(tokens, device=logits.device)
+                telling.append((sequence, tell(there, ids, sequence.request.likeliest)))
+            start += len(segment.wanted)
+            if sequence.computed == len(sequence.prompt):
+                begun.append(sequence)
+                last.append(start - 1)
+        choosing = self._choose(begun, logits[last] if telling else logits[: len(begun)]) if begun else None
+        return _Prefilling(begun, choosing, telling, logits[start:])
 
-    def _finish_decode(self, rows: list[Sequence], logits: torch.Tensor | Exception) -> None:
-        self._choose_or_fail(rows, logits)
+    def _finish_decode(self, rows: list[Sequence], choosing: Choosing | Exception) -> None:
+        self._add_or_fail(rows, choosing)
         self._decoding = _going_on(rows)
         self._answer(rows)
 
-    def _finish_prefill(self, sequences: list[Sequence], scorings: list[Scoring], logits: torch.Tensor | Exception) -> None:
-        if isinstance(logits, Exception):
-            self._fail([*sequences, *scorings], logits)
+    def _finish_prefill(
+        self, sequences: list[Sequence], scorings: list[Scoring], prefilling: "_Prefilling | Exception"
+    ) -> None:
+        if isinstance(prefilling, Exception):
+            self._fail([*sequences, *scorings], prefilling)
             gone = sequences
         else:
-            gone = [sequence for sequence in sequences if sequence.computed == len(sequence.prompt)]
-            self._choose_or_fail(gone, logits[: len(gone)])
+            gone = prefilling.begun
+            for sequence, telling in prefilling.telling:
+                self._tell_or_fail(sequence, telling)
+            if prefilling.choosing is not None:
+                self._add_or_fail(gone, prefilling.choosing)
             try:
-                self._score(scorings, logits[len(gone) :])
+                self._score(scorings, prefilling.logits)
             except Exception as error:
                 self._fail(scorings, error)
-        self._prefilling = [sequence for sequence in self._prefilling if sequence not in gone]
+        self._prefilling = [one for one in self._prefilling if one not in gone and one.room is not None]
         self._decoding += _going_on(gone)
         self._answer(gone)
 
-    def _choose_or_fail(self, rows: list[Sequence], logits: torch.Tensor | Exception) -> None:
-        if isinstance(logits, Exception):
-            self._fail(rows, logits)
+    def _choose(self, rows: list[Sequence], logits: torch.Tensor) -> Choosing:
+        likeliest = max(sequence.request.likeliest for sequence in rows)
+        return choose(logits, [sequence.draw for sequence in rows], likeliest)
+
+    def _add_or_fail(self, rows: list[Sequence], choosing: Choosing | Exception) -> None:
+        if isinstance(choosing, Exception):
+            self._fail(rows, choosing)
             return
         try:
-            self._choose(rows, logits)
+            self._add(rows, choosing.read())
         except Exception as error:
             # What a GPU cannot compute it says when the answer is read.
             self._fail(rows, error)
 
-    def _choose(self, rows: list[Sequence], logits: torch.Tensor) -> None:
-        if not rows:
-            return
-        likeliest = max(sequence.request.likeliest for sequence in rows)
-        chosen = choose(logits, [sequence.draw for sequence in rows], likeliest)
+    def _add(self, rows: list[Sequence], chosen: Chosen) -> None:
         for place, sequence in enumerate(rows):
-            tops = tuple(chosen.likeliest[place][: sequence.request.likeliest])
-            sequence.add(TokenChoice(chosen.tokens[place], chosen.log_probabilities[place], tops), self._end_token)
+            sequence.add(_choice(chosen, place, sequence), self._end_token)
+
+    def _tell_or_fail(self, sequence: Sequence, telling: Choosing) -> None:
+        try:
+            told = telling.read()
+            sequence.told += [_choice(told, place, sequence) for place in range(len(told.tokens))]
+        except Exception as error:
+            self._fail([sequence], error)
 
     def _answer(self, rows: list[Sequence]) -> None:
         """Answer the rows that are done, once they hold nothing any more."""
@@ -237,13 +264,35 @@ class Loop:
             _settle(item.future, error)
 
 
+@dataclass(frozen=True)
+class _Prefilling:
+    """A pass over prompts that is under way.
+
+    Attributes:
+        begun: the sequences whose prompt ends with it; `choosing` is of their first tokens.
+        telling: of the tokens of those prompts that are to be told of.
+        logits: those that the scores want.
+    """
+
+    begun: list[Sequence]
+    choosing: Choosing | None
+    telling: list[tuple[Sequence, Choosing]]
+    logits: torch.Tensor
+
+
+def _choice(chosen: Chosen, place: int, sequence: Sequence) -> TokenChoice:
+    """A row's token, with as many of the likeliest as it wants."""
+    tops = tuple(chosen.likeliest[place][: sequence.request.likeliest])
+    return TokenChoice(chosen.tokens[place], chosen.log_probabilities[place], tops)
+
+
 def _going_on(rows: list[Sequence]) -> list[Sequence]:
     """The rows that are neither done nor failed."""
     return [sequence for sequence in rows if sequence.finish_reason is None and sequence.room is not None]
 
 
-def _attempt(run: Callable[[], torch.Tensor]) -> torch.Tensor | Exception:
-    """What a pass gives, or why it does not."""
+def _attempt(run: Callable[[], Under]) -> Under | Exception:
+    """What a pass has under way, or why it has not."""
     try:
         return run()
     except Exception as error:

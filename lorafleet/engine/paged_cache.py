@@ -65,6 +65,11 @@ class PagedCache:
         """Memory taken."""
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of a query block of a pass over prompts."""
+        return max(tokens_of(PREFILL_ROWS, self.heads, self.cache_heads), 1)
+
     def reserve(self, tokens: int, passing: bool = False) -> Pages | None:
         """As many pages as the tokens need."""
         assert tokens <= self._longest
@@ -79,16 +84,7 @@ class PagedCache:
 
     def prefill(self, segments: Sequence[Segment[Pages]]) -> Attention:
         """All segments in one launch, cut into blocks of their tokens."""
-        size = max(tokens_of(PREFILL_ROWS, self.heads, self.cache_heads), 1)
-        slots, blocks, start = [], [], 0
-        for row, segment in enumerate(segments):
-            count = len(segment.tokens)
-            slots.append(slots_of(segment.room, np.arange(segment.past, segment.past + count)))
-            blocks += [
-                (row, start + first, min(size, count - first), segment.past + first) for first in range(0, count, size)
-            ]
-            start += count
-        queries = np.array(blocks, dtype=np.int32).T
+        slots = [slots_of(segment.room, np.arange(segment.past, segment.past + len(segment.tokens))) for segment in segments]
         branches = None
         if any(segment.options for segment in segments):
             shared = [np.full(len(segment.tokens), segment.shared if segment.options else 0) for segment in segments]
@@ -98,7 +94,7 @@ class PagedCache:
             self,
             self._on_device(np.concatenate(slots)),
             self._on_device(tables_of([segment.room for segment in segments])),
-            QueryBlocks(PREFILL_ROWS, *self._on_device(queries)),
+            QueryBlocks(PREFILL_ROWS, *self._on_device(query_blocks(segments, self.block_tokens))),
             branches,
         )
 
@@ -149,6 +145,16 @@ class PagedAttention:
             self.branches,
         )
         return attended[None]
+
+
+def query_blocks(segments: Sequence[Segment[Pages]], size: int) -> np.ndarray:
+    """Segments cut into blocks of at most `size` tokens, int32 [4, blocks]: row, first, count and key of `QueryBlocks`."""
+    blocks, start = [], 0
+    for row, segment in enumerate(segments):
+        count = len(segment.tokens)
+        blocks += [(row, start + first, min(size, count - first), segment.past + first) for first in range(0, count, size)]
+        start += count
+    return np.array(blocks, dtype=np.int32).T
 
 
 def slots_of(room: Pages, places: np.ndarray) -> np.ndarray:

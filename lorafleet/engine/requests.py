@@ -15,14 +15,16 @@ class GenerationRequest:
     """One prompt to continue.
 
     Attributes:
+        prompt: a text, or token ids, which are taken as they are.
         temperature: 0 takes the likeliest token; above, tokens are drawn.
         top_p: draws only from the smallest set of tokens with this mass.
         seed: makes the draws repeatable, whatever else is in the batch.
         stop: texts that end the answer; the answer does not hold them.
         likeliest: how many of the likeliest tokens the answer tells at every place, at most 20.
+        tell_prompt: whether the answer tells of the prompt's tokens what it tells of its own; `max_tokens` may be 0 then.
     """
 
-    prompt: str
+    prompt: str | tuple[int, ...]
     composition: Composition = BASE
     max_tokens: int = 64
     temperature: float = 0.0
@@ -30,6 +32,7 @@ class GenerationRequest:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     likeliest: int = 0
+    tell_prompt: bool = False
 
     def check(self) -> None:
         """Refuse bounds that are out of range.
@@ -38,7 +41,7 @@ class GenerationRequest:
             RequestError: one is.
         """
         allowed = {
-            "max_tokens": (self.max_tokens >= 1, "at least 1"),
+            "max_tokens": (self.max_tokens >= (0 if self.tell_prompt else 1), "at least 1"),
             "temperature": (0 <= self.temperature <= 100, "from 0 to 100"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "stop": (all(self.stop), "texts that are not empty"),
@@ -69,10 +72,22 @@ class Piece:
 
     A piece may have a token and no text yet (half of a character, or what may become a stop text), and the last one text
     and no token.
+
+    Attributes:
+        start: where the token's own text begins in the answer, in characters.
     """
 
     text: str
     choice: TokenChoice | None = None
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class ToldPrompt:
+    """A prompt's tokens as if each had been chosen, but for the first, which follows nothing."""
+
+    first: int
+    choices: tuple[TokenChoice, ...]
 
 
 @dataclass(frozen=True)
@@ -84,6 +99,7 @@ class Generation:
         prompt_tokens: how many tokens the prompt has (after a cut, if it was too long).
         seconds_waiting: from the request to the first computation for it.
         seconds_to_first_token: from there to the first token.
+        prompt: what was asked to be told of it.
     """
 
     text: str
@@ -92,6 +108,7 @@ class Generation:
     prompt_tokens: int
     seconds_waiting: float
     seconds_to_first_token: float
+    prompt: ToldPrompt | None = None
 
     @property
     def tokens(self) -> tuple[int, ...]:

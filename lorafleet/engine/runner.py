@@ -13,13 +13,14 @@ from lorafleet.engine.segments import Segment
 
 if TYPE_CHECKING:
     from lorafleet.engine.graphs import DecodeGraphs
+    from lorafleet.engine.prompt_graphs import PromptGraphs
 
 
 class Runner:
     """Runs passes over packed tokens: one row, one sequence behind the other, nothing padded.
 
     Args:
-        graphs: decode where there is a GPU for it.
+        graphs, prompt_graphs: run the passes where there is a GPU for it.
     """
 
     def __init__(
@@ -28,13 +29,19 @@ class Runner:
         composed: ComposedModel,
         cache: KeyValueCache[Any],
         graphs: "DecodeGraphs | None" = None,
+        prompt_graphs: "PromptGraphs | None" = None,
     ) -> None:
         model.set_attn_implementation(ATTENTION)
-        self._model, self._composed, self._cache, self._graphs = model, composed, cache, graphs
+        self._model, self._composed, self._cache = model, composed, cache
+        self._graphs, self._prompt_graphs = graphs, prompt_graphs
         self._device = next(model.parameters()).device
 
     def prefill(self, segments: Sequence[Segment[Any]]) -> torch.Tensor:
         """Compute segments; the logits of all places that they want, float32 [wanted, vocabulary]."""
+        if self._prompt_graphs is not None:
+            logits = self._prompt_graphs.prefill(segments)
+            if logits is not None:
+                return logits
         tokens = [token for segment in segments for token in segment.tokens]
         positions = [place for segment in segments for place in segment.positions()]
         wanted, start = [], 0

@@ -34,8 +34,30 @@ class Chosen:
     likeliest: list[list[tuple[int, float]]]
 
 
-def choose(logits: torch.Tensor, draws: Sequence[Draw], likeliest: int = 0) -> Chosen:
-    """The next token of each row.
+class Choosing:
+    """A choice that is under way on the device.
+
+    To read it waits for it and for what was launched before, not for what comes after.
+    """
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        self._tensors = [_on_its_way(tensor) for tensor in tensors]
+        self._done: torch.cuda.Event | None = None
+        if tensors[0].is_cuda:
+            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._done.record()
+
+    def read(self) -> Chosen:
+        """The choice, once it is there."""
+        if self._done is not None:
+            self._done.synchronize()
+        tokens, log_probabilities, ids, values = (tensor.tolist() for tensor in self._tensors)
+        likeliest = [list(zip(*pair, strict=True)) for pair in zip(ids, values, strict=True)]
+        return Chosen(tokens, log_probabilities, likeliest)
+
+
+def choose(logits: torch.Tensor, draws: Sequence[Draw], likeliest: int = 0) -> Choosing:
+    """Begin to choose the next token of each row.
 
     Args:
         logits: float32 [rows, vocabulary].
@@ -46,14 +68,26 @@ def choose(logits: torch.Tensor, draws: Sequence[Draw], likeliest: int = 0) -> C
     if drawn:
         places = torch.tensor(drawn, device=logits.device)
         tokens[places] = _draw(logits[places], [draws[row] for row in drawn])
+    return tell(logits, tokens, likeliest)
+
+
+def tell(logits: torch.Tensor, tokens: torch.Tensor, likeliest: int = 0) -> Choosing:
+    """Begin to tell of a token in each row that it was chosen.
+
+    Args:
+        tokens: int64 [rows].
+    """
     normal = logits.logsumexp(dim=-1)
     log_probabilities = logits.gather(1, tokens[:, None])[:, 0] - normal
-    tops: list[list[tuple[int, float]]] = [[] for _ in draws]
-    if likeliest:
-        values, places = logits.topk(likeliest, dim=-1)
-        values = values - normal[:, None]
-        tops = [list(zip(*pair, strict=True)) for pair in zip(places.tolist(), values.tolist(), strict=True)]
-    return Chosen(tokens.tolist(), log_probabilities.tolist(), tops)
+    values, ids = logits.topk(likeliest, dim=-1)
+    return Choosing((tokens, log_probabilities, ids, values - normal[:, None]))
+
+
+def _on_its_way(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor on the CPU; from a GPU it comes into pinned memory, beside what is computed next."""
+    if not tensor.is_cuda:
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def _draw(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
@@ -71,8 +105,10 @@ def _draw(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
     if cut:
         places = torch.tensor(cut, device=logits.device)
         probabilities[places] = _nucleus(probabilities[places], column([draws[row].top_p for row in cut]))
-    mass = probabilities.cumsum(dim=-1)
-    aim = column([draw.source.random() for draw in draws]) * mass[:, -1:]
+    # In float32 the sums of a whole vocabulary are wrong by more than what another batch does to the logits.
+    mass = probabilities.cumsum(dim=-1, dtype=torch.float64)
+    aim = torch.tensor([draw.source.random() for draw in draws], dtype=torch.float64, device=logits.device)
+    aim = aim[:, None] * mass[:, -1:]
     # Rounding may carry the aim up to the whole mass, behind the last token that has any.
     last = (probabilities > 0).long().cumsum(dim=-1).argmax(dim=-1, keepdim=True)
     return torch.searchsorted(mass, aim, right=True).minimum(last)[:, 0]

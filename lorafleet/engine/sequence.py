@@ -16,6 +16,7 @@ from lorafleet.engine.requests import (
     Piece,
     ScoreRequest,
     TokenChoice,
+    ToldPrompt,
 )
 from lorafleet.engine.sampling import Draw
 from lorafleet.engine.segments import Segment
@@ -31,6 +32,7 @@ class Sequence:
     Attributes:
         text: the answer's text as it comes; None where nobody needs it before the end.
         computed: how many tokens of the prompt are in the cache.
+        told: of the prompt's tokens from the second on, where that is wanted.
     """
 
     request: GenerationRequest
@@ -45,6 +47,7 @@ class Sequence:
     lease: Lease | None = None
     room: Any = None
     computed: int = 0
+    told: list[TokenChoice] = field(default_factory=list)
     choices: list[TokenChoice] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
@@ -65,22 +68,31 @@ class Sequence:
     def next_segment(self, limit: int) -> Segment[Any]:
         """The next piece of the prompt, at most `limit` tokens."""
         tokens = self.prompt[self.computed : self.computed + limit]
-        wanted = [len(tokens) - 1] if self.computed + len(tokens) == len(self.prompt) else []
+        ends = self.computed + len(tokens) == len(self.prompt)
+        wanted = range(0 if self.request.tell_prompt else len(tokens) - ends, len(tokens))
         return Segment(tokens, self.computed, self.room, self.lease, wanted)
+
+    def foretold(self, segment: Segment[Any]) -> list[int]:
+        """The tokens of the prompt that a piece's logits foretell, where they are wanted."""
+        return self.prompt[segment.past + 1 : segment.past + 1 + len(segment.tokens)] if self.request.tell_prompt else []
 
     def add(self, choice: TokenChoice, end_token: int) -> None:
         """Take the next token."""
         if not self.first_at:
             self.first_at = time.perf_counter()
+        if self.request.max_tokens == 0:
+            self.finish_reason = "length"
+            return
         if choice.token == end_token:
             self.finish_reason = "stop"
             return
         self.choices.append(choice)
         if self.text is not None:
+            start = len(self.text.text)
             news = self.text.add(choice.token)
             if self.text.stopped:
                 self.finish_reason = "stop"
-            self._tell(Piece(news, choice))
+            self._tell(Piece(news, choice, start))
         if self.finish_reason is None and len(self.choices) >= self.request.max_tokens:
             self.finish_reason = "length"
 
@@ -101,6 +113,7 @@ class Sequence:
             len(self.prompt),
             self.begun_at - self.asked_at,
             self.first_at - self.begun_at,
+            ToldPrompt(self.prompt[0], tuple(self.told)) if self.request.tell_prompt else None,
         )
 
     def _tell(self, piece: Piece) -> None:

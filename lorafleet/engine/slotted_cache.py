@@ -119,14 +119,16 @@ class _Decode:
         self._rooms = torch.tensor(rooms, device=device)
         self._pasts = torch.tensor(pasts, device=device)
         self._masks: dict[int, torch.Tensor] = {}
+        self._places: dict[tuple[int, int], torch.Tensor] = {}
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, manner: Manner
     ) -> torch.Tensor:
         keys, values = self._cache.layer(layer, key)
-        keys[self._rooms, :, self._pasts] = key[0].transpose(0, 1)
-        values[self._rooms, :, self._pasts] = value[0].transpose(0, 1)
         heads, head_dim = key.shape[1], query.shape[-1]
+        lines = self._lines(heads, keys.shape[2])
+        for kept, new in ((keys, key), (values, value)):
+            kept.view(-1, head_dim).index_copy_(0, lines, new[0].transpose(0, 1).reshape(-1, head_dim))
         # The query heads that share a key head stand in the place of tokens: they all see the same keys.
         rows = query[0].transpose(0, 1).reshape(query.shape[2], heads, -1, head_dim)
         if not self._dense:
@@ -136,6 +138,13 @@ class _Decode:
         if not self._dense:
             output = output[self._rooms]
         return output.reshape(1, query.shape[2], query.shape[1], head_dim)
+
+    def _lines(self, heads: int, span: int) -> torch.Tensor:
+        """Where the new keys go among all of a layer, one head's behind the other, int64 [rows * heads]."""
+        if (heads, span) not in self._places:
+            lines = (self._rooms[:, None] * heads + torch.arange(heads, device=self._device)) * span
+            self._places[heads, span] = (lines + self._pasts[:, None]).flatten()
+        return self._places[heads, span]
 
     def _mask(self, window: int) -> torch.Tensor:
         """Which keys each slot sees, bool [slots, 1, 1, keys]; a free slot sees the first."""

@@ -23,7 +23,7 @@ LOGITS = torch.tensor([0.3, -1.0, 2.0, 1.9, 0.0, -3.0, 1.0])
 def counts(temperature, top_p=1.0, seed=0):
     """How often each token is drawn; every draw is a row with a seed of its own."""
     draws = [Draw(temperature, top_p, random.Random(seed + number)) for number in range(DRAWS)]
-    return Counter(choose(LOGITS.expand(DRAWS, -1), draws).tokens)
+    return Counter(choose(LOGITS.expand(DRAWS, -1), draws).read().tokens)
 
 
 def nucleus(temperature, top_p):
@@ -52,12 +52,12 @@ def test_draws_follow_the_softmax_of_the_nucleus(temperature, top_p):
 
 
 def test_a_seed_draws_the_same_beside_any_others():
-    alone = [choose(LOGITS[None], [Draw(1.0, 0.9, random.Random(seed))]).tokens[0] for seed in range(50)]
+    alone = [choose(LOGITS[None], [Draw(1.0, 0.9, random.Random(seed))]).read().tokens[0] for seed in range(50)]
     for others in (0, 1, 5):
         rows = LOGITS.repeat(50 + others, 1)
         greedy = [Draw(0.0, 1.0, random.Random(99)) for _ in range(others)]
         draws = [*greedy, *(Draw(1.0, 0.9, random.Random(seed)) for seed in range(50))]
-        chosen = choose(rows, draws)
+        chosen = choose(rows, draws).read()
         assert chosen.tokens == [2] * others + alone
     assert len(set(alone)) > 2
 
@@ -65,7 +65,7 @@ def test_a_seed_draws_the_same_beside_any_others():
 def test_temperature_near_zero_is_greedy_and_likelihoods_are_those_of_temperature_one():
     log_probabilities = LOGITS.log_softmax(-1)
     for temperature in (0.0, 1e-3, 1e-30, 1e-39, 5e-324):
-        chosen = choose(LOGITS[None], [Draw(temperature, 1.0, random.Random(0))], likeliest=3)
+        chosen = choose(LOGITS[None], [Draw(temperature, 1.0, random.Random(0))], likeliest=3).read()
         assert chosen.tokens == [2]
         assert chosen.log_probabilities == pytest.approx([float(log_probabilities[2])])
         assert [token for token, _ in chosen.likeliest[0]] == [2, 3, 6]
