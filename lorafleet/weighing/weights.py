@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 
 class TaskWeights(Mapping[str, float]):
-    """The weights of the tasks of a nucleus, the heaviest first; they sum to 1.
+    """The weights of the tasks that a weigher chose, the heaviest first; they sum to 1.
 
     Args:
         weights: the tasks that take part.
@@ -14,6 +14,12 @@ class TaskWeights(Mapping[str, float]):
     def __init__(self, weights: Mapping[str, float], shares: Mapping[str, float] | None = None) -> None:
         self._weights = dict(weights)
         self.shares = dict(weights if shares is None else shares)
+
+    @classmethod
+    def normalised(cls, masses: Mapping[str, float], shares: Mapping[str, float]) -> "TaskWeights":
+        """The weights that stand to each other as these masses do."""
+        total = sum(masses.values())
+        return cls({task: mass / total for task, mass in masses.items()}, shares)
 
     def __getitem__(self, task: str) -> float:
         return self._weights[task]

@@ -1,12 +1,14 @@
-"""The nucleus: a case by hand, and what must hold for any neighbours."""
+"""The weighers: a case by hand, and what must hold for any neighbours."""
 
+import math
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pytest import approx
 
-from lorafleet.weighing import nucleus_weights
+from lorafleet.weighing import WEIGHERS, Nucleus, Softmax, TopK, Uniform, make_weigher, settings_of, task_shares
 
 
 @dataclass(frozen=True)
@@ -15,30 +17,69 @@ class Row:
     similarity: float
 
 
-def test_a_case_by_hand():
-    rows = [Row("a", 0.9), Row("b", 0.8), Row("a", 0.7), Row("c", 0.4), Row("b", 0.4), Row("d", -0.5)]
-    weights = nucleus_weights(rows, p=0.8)
-    # Sums 1.6, 1.2, 0.4 of 3.2: shares 0.5, 0.375, 0.125; the first two reach 0.8.
-    assert weights.shares == approx({"a": 0.5, "b": 0.375, "c": 0.125})
-    assert dict(weights) == approx({"a": 4 / 7, "b": 3 / 7})
-    assert list(weights) == ["a", "b"]
-    assert dict(nucleus_weights(rows, p=0.5)) == {"a": 1.0}
-    assert dict(nucleus_weights(rows, p=0.8, among={"b", "c"})) == approx({"b": 0.75, "c": 0.25})
-    assert dict(nucleus_weights([Row("a", -0.1)], p=0.9)) == {}
+ROWS = [Row("a", 0.9), Row("b", 0.8), Row("a", 0.7), Row("c", 0.4), Row("b", 0.4), Row("d", -0.5)]
+"""Sums 1.6, 1.2, 0.4 of 3.2: shares 0.5, 0.375, 0.125."""
+NEIGHBOURS = st.lists(st.builds(Row, st.sampled_from("abcdefg"), st.floats(-1, 1)), max_size=100)
+SETTINGS = st.fixed_dictionaries({"p": st.floats(0.01, 1), "k": st.integers(1, 9), "temperature": st.floats(1e-3, 1e3)})
 
 
-@given(
-    rows=st.lists(st.builds(Row, st.sampled_from("abcdefg"), st.floats(-1, 1)), max_size=100),
-    p=st.floats(0.01, 1),
+@pytest.mark.parametrize(
+    ("weigher", "weights"),
+    [
+        (Nucleus(0.8), {"a": 4 / 7, "b": 3 / 7}),
+        (Nucleus(0.5), {"a": 1.0}),
+        (Nucleus(1), {"a": 0.5, "b": 0.375, "c": 0.125}),
+        (TopK(2), {"a": 4 / 7, "b": 3 / 7}),
+        (TopK(9), {"a": 0.5, "b": 0.375, "c": 0.125}),
+        (Uniform(2), {"a": 0.5, "b": 0.5}),
+        (Softmax(0.125, 2), {"a": math.e / (math.e + 1), "b": 1 / (math.e + 1)}),
+        (Softmax(1e-6, 3), {"a": 1.0}),
+    ],
 )
-def test_weights_sum_to_one_and_the_nucleus_is_the_smallest(rows, p):
-    weights = nucleus_weights(rows, p)
+def test_a_case_by_hand(weigher, weights):
+    found = weigher.weigh(ROWS)
+    assert dict(found) == approx(weights)
+    assert list(found) == list(weights)
+    assert found.shares == approx({"a": 0.5, "b": 0.375, "c": 0.125})
+
+
+def test_only_tasks_with_an_adapter_count():
+    assert dict(Nucleus(0.8).weigh(ROWS, among={"b", "c"})) == approx({"b": 0.75, "c": 0.25})
+    assert dict(Uniform(3).weigh(ROWS, among={"c", "d"})) == {"c": 1.0}
+
+
+def test_a_weigher_takes_those_settings_that_it_has():
+    everything = {"p": 0.3, "k": 2, "temperature": 0.7}
+    made = [make_weigher(name, everything) for name in WEIGHERS]
+    assert made == [Nucleus(0.3), TopK(2), Softmax(0.7, 2), Uniform(2)]
+    assert settings_of("softmax") == ("temperature", "k")
+    assert make_weigher("nucleus", {}) == Nucleus()
+
+
+@given(rows=NEIGHBOURS, name=st.sampled_from(sorted(WEIGHERS)), settings=SETTINGS)
+def test_weights_of_any_weigher_sum_to_one_over_its_heaviest_tasks(rows, name, settings):
+    weights = make_weigher(name, settings).weigh(rows)
     if not weights:
         assert all(row.similarity <= 0 for row in rows)
         return
-    assert sum(weights.values()) == approx(1)
-    shares = weights.shares
-    assert sum(shares.values()) == approx(1)
-    assert list(weights) == list(shares)[: len(weights)], "the heaviest tasks, in order"
-    assert sum(shares[task] for task in weights) >= p - 1e-9
-    assert sum(shares[task] for task in list(weights)[:-1]) < p
+    assert sum(weights.values()) == approx(1) == sum(weights.shares.values())
+    assert list(weights) == list(weights.shares)[: len(weights)], "the heaviest tasks, in order"
+    values = list(weights.values())
+    assert values == sorted(values, reverse=True)
+    assert min(values) > 0
+    if "k" in settings_of(name):
+        assert len(weights) <= settings["k"]
+
+
+@given(rows=NEIGHBOURS, p=st.floats(0.01, 1))
+def test_the_nucleus_is_the_smallest(rows, p):
+    weights = Nucleus(p).weigh(rows)
+    if weights:
+        assert sum(weights.shares[task] for task in weights) >= p - 1e-9
+        assert sum(weights.shares[task] for task in list(weights)[:-1]) < p
+
+
+@given(rows=NEIGHBOURS, factor=st.sampled_from([0.25, 0.5]))
+def test_shares_do_not_ask_how_similar_all_are_together(rows, factor):
+    fainter = [Row(row.task, row.similarity * factor) for row in rows]
+    assert task_shares(fainter) == approx(task_shares(rows))
