@@ -95,10 +95,16 @@ class Training(Section):
 
 
 class Weighing(Section):
-    """How neighbours become task weights (arXiv 2602.21222, section 6): the nucleus of the summed similarities."""
+    """How neighbours become task weights: by default, the nucleus of the summed similarities (arXiv 2602.21222, section 6).
+
+    `p` is the nucleus's mass, `k` how many adapters the other weighers keep, `temperature` that of the softmax.
+    """
 
     neighbours: Count = 100
+    weigher: Literal["nucleus", "top_k", "softmax", "uniform"] = "nucleus"
     p: Share = 0.9
+    k: Count = 3
+    temperature: Annotated[float, Field(gt=0)] = 0.2
 
 
 class Composing(Section):
@@ -143,7 +149,12 @@ class Scaling(Section):
 
 
 class Serving(Section):
-    """The HTTP endpoint and its four deployments."""
+    """The HTTP endpoint and its deployments, and the bounds of an adapter that comes in while it runs.
+
+    Adapters come from folders below `adapter_roots` (without any, `incoming` in the state folder), with ranks up to
+    `adapter_rank`, files up to `adapter_mib` together, and up to `adapter_rows` rows; the replicas get `adapter_seconds` to
+    load one.
+    """
 
     host: str = "127.0.0.1"
     port: Port = 8000
@@ -154,6 +165,21 @@ class Serving(Section):
     retriever: Scaling = Scaling(target_ongoing_requests=16)
     weigher: Scaling = Scaling(target_ongoing_requests=32)
     generator: Scaling = Scaling(target_ongoing_requests=16)
+    adapter_roots: list[Path] = []
+    adapter_rank: Count = 256
+    adapter_mib: Count = 2048
+    adapter_rows: Count = 20_000
+    adapter_seconds: Annotated[float, Field(gt=0)] = 60
+
+
+class Guard(Section):
+    """Who may use the endpoint: whoever has a key of `keys_file` (keys.json in the state folder), all while it has none.
+
+    Without keys, only clients on this machine may change the pool, unless `open_admin` is set.
+    """
+
+    keys_file: Path | None = None
+    open_admin: bool = False
 
 
 class Settings(BaseSettings):
@@ -172,11 +198,22 @@ class Settings(BaseSettings):
     composing: Composing = Composing()
     generation: Generation = Generation()
     serving: Serving = Serving()
+    guard: Guard = Guard()
 
     @property
     def adapters(self) -> Path:
         """The folder of the adapters, one folder each."""
         return self.state / "adapters"
+
+    @property
+    def adapter_roots(self) -> list[Path]:
+        """The folders that adapters may come in from."""
+        return self.serving.adapter_roots or [self.state / "incoming"]
+
+    @property
+    def keys_file(self) -> Path:
+        """The file of the API keys."""
+        return self.guard.keys_file or self.state / "keys.json"
 
     @property
     def chroma(self) -> Path:

@@ -12,7 +12,8 @@ LoRAFleetError              what went wrong, and what the reader can do about it
 ├── CompositionError        a method, weight or density is not allowed
 ├── RequestError            a request to the engine is not allowed
 ├── EngineFull              too many requests wait for the engine
-└── TrainingError           an adapter could not be trained
+├── TrainingError           an adapter could not be trained
+└── KeyFileError            the API keys cannot be read or changed
 """
 
 import difflib
@@ -91,6 +92,10 @@ class EngineFull(LoRAFleetError):
 
 class TrainingError(LoRAFleetError):
     """An adapter could not be trained."""
+
+
+class KeyFileError(LoRAFleetError):
+    """The API keys cannot be read or changed."""
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from lorafleet.engine import Engine, Generation, GenerationRequest, OptionScore,
 from lorafleet.errors import CompositionError
 from lorafleet.models import load_base_model, load_tokenizer
 from lorafleet.retrieval import Encoder, Neighbour, open_index
-from lorafleet.weighing import TaskWeights, nucleus_weights
+from lorafleet.weighing import TaskWeights, make_weigher
 
 LEAST_ADAPTERS = 8
 SPARE_ROOM = 1.5
@@ -73,7 +73,9 @@ class Fleet:
 
     def weigh(self, neighbours: Sequence[Neighbour]) -> TaskWeights:
         """Task weights of one query's neighbours, over the tasks that have an adapter."""
-        return nucleus_weights(neighbours, self.settings.weighing.p, among=self.roster.adapters or None)
+        weighing = self.settings.weighing
+        weigher = make_weigher(weighing.weigher, weighing.model_dump())
+        return weigher.weigh(neighbours, among=self.roster.adapters or None)
 
     def route(self, text: str) -> TaskWeights:
         """Which tasks' adapters a query calls for, and how much of each."""

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write `data` as indented JSON in one step."""
+def write_json(path: Path, data: Any, mode: int = 0o666) -> None:
+    """Write `data` as indented JSON in one step, readable for those of `mode`, less what the umask takes away."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as file:
+            file.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The application: how the four deployments are put together, and from which settings."""
+"""The application: how the five deployments are put together, and from which settings."""
 
 import os
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from lorafleet.config import Scaling, Settings, load_settings
 from lorafleet.errors import SettingsError
 from serve.gateway import Gateway
 from serve.generator import Generator
+from serve.pool import Pool
 from serve.retriever import Retriever
 from serve.weigher import Weigher
 
@@ -55,10 +56,11 @@ def assemble(settings: Settings) -> Application:
     """The application of settings whose `state` every node of the cluster can reach."""
     serving, weighing = settings.serving, settings.weighing
     retriever = Retriever.options(**_options(serving.retriever), user_config={"neighbours": weighing.neighbours})
-    weigher = Weigher.options(**_options(serving.weigher), user_config={"p": weighing.p})
+    weigher = Weigher.options(**_options(serving.weigher), user_config=weighing.model_dump())
     generator = Generator.options(**_options(serving.generator), user_config=settings.composing.model_dump())
+    pool = Pool.bind(settings)
     application: Application = Gateway.options(**_options(serving.gateway)).bind(
-        settings, retriever.bind(settings), weigher.bind(settings), generator.bind(settings)
+        settings, retriever.bind(settings), weigher.bind(settings, pool), generator.bind(settings, pool), pool
     )
     return application
 
@@ -84,7 +86,14 @@ def _settings(arguments: Arguments) -> Settings:
         sections["state"] = arguments.state
     settings = load_settings(_config(arguments.config), arguments.overrides, **sections)
     # Replicas have a working directory of Ray's, so nothing relative may reach them.
-    return settings.model_copy(update={"state": (ROOT / settings.state).resolve()})
+    serving, guard = settings.serving, settings.guard
+    return settings.model_copy(
+        update={
+            "state": (ROOT / settings.state).resolve(),
+            "serving": serving.model_copy(update={"adapter_roots": [ROOT / root for root in serving.adapter_roots]}),
+            "guard": guard.model_copy(update={"keys_file": ROOT / guard.keys_file if guard.keys_file else None}),
+        }
+    )
 
 
 def _config(path: Path | None) -> Path | None:

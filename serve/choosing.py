@@ -1,15 +1,33 @@
 """What `model` and `composition` of a request mean together."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lorafleet.adapters import Roster
+from lorafleet.config import Weighing
 from lorafleet.errors import UnknownAdapter, closest
+from lorafleet.weighing import WEIGHERS, settings_of
 from serve.errors import ApiError
-from serve.protocol import CompositionRequest
+from serve.protocol import CompositionRequest, Retrieval
 
 AUTO = "auto"
 BASE = "base"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How a request wants its weights to be found; None for what the settings say.
+
+    Attributes:
+        weigher: by name; `settings` are its own.
+        top_k: how many neighbours.
+        neighbours: whether the answer is to show them.
+    """
+
+    weigher: str | None = None
+    settings: Mapping[str, float] = field(default_factory=dict)
+    top_k: int | None = None
+    neighbours: bool = False
 
 
 @dataclass(frozen=True)
@@ -18,36 +36,67 @@ class Choice:
 
     Attributes:
         weights: by task; None where retrieval finds them.
-        method: None for the one of the settings; so are density, p and top_k.
+        method: None for the one of the settings; so is density.
+        wish: how retrieval is to find weights.
     """
 
     weights: Mapping[str, float] | None = None
     method: str | None = None
     density: float | None = None
-    p: float | None = None
-    top_k: int | None = None
+    wish: Wish = Wish()
 
 
-def choose(model: str, composition: CompositionRequest | None, roster: Roster) -> Choice:
+def choose(model: str, composition: CompositionRequest | None, roster: Roster, weighing: Weighing) -> Choice:
     """The composition of a request: an explicit one wins over `auto`, a model that is named wants no other weights.
 
     Raises:
-        ApiError: 404 for a model or adapter that is not there, 400 where model and composition contradict each other.
+        ApiError: 404 for a model or adapter that is not there, 400 where model and composition contradict each other, or
+            a weigher does not have the setting that is given.
     """
-    wish = composition or CompositionRequest()
+    request = composition or CompositionRequest()
     if model == AUTO:
-        if wish.weights is None:
-            return Choice(None, wish.method, wish.density, wish.p, wish.top_k)
-        return Choice(_by_task(wish.weights, roster), wish.method, wish.density)
-    named = {} if model == BASE else {_task_of_model(model, roster): 1.0}
-    contradicting = (("weights",) if wish.weights is not None else ()) + wish.by_retrieval
+        if request.weights is None:
+            wish = wish_of(request, weighing, "composition.")
+            return Choice(None, request.method, request.density, wish)
+        return Choice(_by_task(request.weights, roster), request.method, request.density)
+    named = {} if model == BASE else {task_of_model(model, roster): 1.0}
+    contradicting = (("weights",) if request.weights is not None else ()) + request.by_retrieval
     if contradicting:
         field = f"composition.{contradicting[0]}"
         raise ApiError.bad_request(f"model is {model!r}, and {field} asks for other weights. Set model to {AUTO!r}", field)
-    return Choice(named, wish.method, wish.density)
+    return Choice(named, request.method, request.density)
 
 
-def _task_of_model(model: str, roster: Roster) -> str:
+def wish_of(request: Retrieval, weighing: Weighing, prefix: str = "") -> Wish:
+    """How a request wants its weights to be found.
+
+    Args:
+        weighing: names the weigher where the request does not.
+        prefix: of the fields' names, in errors.
+
+    Raises:
+        ApiError: 400 for a setting that the weigher does not have.
+    """
+    weigher = request.weigher or weighing.weigher
+    own = settings_of(weigher)
+    given = {name: value for name in ("p", "k", "temperature") if (value := getattr(request, name)) is not None}
+    for name in given:
+        if name not in own:
+            having = " or ".join(other for other in WEIGHERS if name in settings_of(other))
+            raise ApiError.bad_request(
+                f"{prefix}{name} is given, and the weigher {weigher} has {' and '.join(own)}. "
+                f"Leave it out, or set {prefix}weigher to {having}",
+                f"{prefix}{name}",
+            )
+    return Wish(request.weigher, given, request.top_k, bool(request.neighbours))
+
+
+def task_of_model(model: str, roster: Roster) -> str:
+    """The task of an adapter that `model` names.
+
+    Raises:
+        ApiError: 404, with the names most like it.
+    """
     try:
         return roster.task_of(model)
     except UnknownAdapter:

@@ -64,11 +64,14 @@ class ApiError(Exception):
         """400, with the field that is at fault."""
         return cls(400, message, param=param)
 
+    def body(self) -> dict[str, Any]:
+        """What the answer says, in OpenAI's shape."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
     def response(self) -> JSONResponse:
         """The answer."""
-        body = {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
         headers = None if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        return JSONResponse(body, self.status, headers)
+        return JSONResponse(self.body(), self.status, headers)
 
 
 async def awaited(response: DeploymentResponse[Any]) -> Any:
@@ -99,7 +102,7 @@ def as_api_error(error: BaseException) -> ApiError:
             message = "a part of the endpoint is being restarted. Try again in a moment"
             return ApiError(503, message, SERVER_ERROR, code="unavailable", retry_after=AWAY_RETRY_SECONDS)
         case asyncio.TimeoutError():
-            message = "no answer within serving.request_timeout_seconds. Ask for fewer tokens, or try again later"
+            message = "no answer in time (serving.request_timeout_seconds, or X-Request-Timeout). Ask for fewer tokens"
             return ApiError(504, message, SERVER_ERROR, code="timeout")
         case LoRAFleetError():
             return ApiError(500, sentence(error), SERVER_ERROR)

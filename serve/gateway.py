@@ -6,33 +6,45 @@ what the methods call has to stand above the class, or in another module.
 
 import asyncio
 import time
-import uuid
-from collections.abc import Sequence
-from datetime import datetime
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Annotated, Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Header
+from pydantic import BaseModel
 from ray import serve
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from lorafleet.adapters import StoredAdapter, stored_adapters
 from lorafleet.config import Settings
 from lorafleet.errors import LoRAFleetError, RequestError
-from serve.answers import applied, chat_logprobs, completion_logprobs, milliseconds_since, timings, usage
+from serve.answers import chat_response, completion_response, milliseconds_since
 from serve.body_limit import BodyLimit
-from serve.choosing import AUTO, BASE, Choice, choose
+from serve.choosing import AUTO, BASE, Choice, choose, task_of_model, wish_of
+from serve.chunks import ChatWording, Chunks, CompletionWording
+from serve.deadline import Deadline
 from serve.errors import AWAY_RETRY_SECONDS, SERVER_ERROR, ApiError, answer_errors, awaited, sentence
+from serve.follower import Follower, Published
+from serve.guard import KeyGuard, guard_by
+from serve.in_flight import InFlight, those_of_before_are_over
+from serve.listing import listed, listed_adapter
 from serve.messages import Completed, Found, Order, Sampling, Weighed
+from serve.metrics import RequestMetrics
+from serve.page_routes import router
 from serve.protocol import (
-    AnswerMessage,
-    ChatChoice,
+    AdapterList,
+    AdapterRemoved,
+    AdapterRequest,
+    ChatCompletionChunk,
     ChatCompletionRequest,
     ChatCompletionResponse,
-    CompletionChoice,
+    CompletionChunk,
     CompletionRequest,
     CompletionResponse,
     ErrorResponse,
     Health,
+    ListedAdapter,
     ModelCard,
     ModelList,
     RoutedNeighbour,
@@ -40,19 +52,40 @@ from serve.protocol import (
     RouteResponse,
     RouteTimings,
 )
+from serve.streaming import EventStream, Merged
 
 READY_SECONDS = 8
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": description}
     for status, description in {
         400: "A field of the request is wrong; `param` names it",
+        401: "There are API keys, and the request has none of them",
         404: "No such model or adapter",
         413: "The body is larger than 1 MiB",
         429: "Too many requests are waiting; see Retry-After",
         503: "The index, or a part of the endpoint, is away; see Retry-After",
-        504: "No answer within serving.request_timeout_seconds",
+        500: "A fault of the endpoint; its log has more",
+        504: "No answer within serving.request_timeout_seconds, or X-Request-Timeout",
     }.items()
 }
+POOL_ERRORS: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (400, 401, 404, 413, 500, 503, 504)} | {
+    403: {"model": ErrorResponse, "description": "The API key is not one of the role admin"},
+    409: {"model": ErrorResponse, "description": "The name is taken, or another change is under way; see Retry-After"},
+}
+Timeout = Annotated[
+    float | None,
+    Header(alias="X-Request-Timeout", gt=0, allow_inf_nan=False, description="Seconds within which to answer, or 504"),
+]
+Query = str | Callable[[], DeploymentResponse]
+"""The text that retrieval asks for, or how to come by it."""
+Asked = tuple[Query, Order]
+
+
+def streamed(chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """How a stream of chunks is documented."""
+    events = {"type": "string", "description": f"Events `data: {{...}}`, each a {chunk.__name__}, and `data: [DONE]`"}
+    return {200: {"content": {"text/event-stream": {"schema": events}}, "description": "The answer, or its events"}}
+
 
 api = FastAPI(
     title="LoRAFleet",
@@ -61,7 +94,12 @@ api = FastAPI(
     responses={422: {"model": ErrorResponse, "description": "Never: see 400"}},
 )
 api.add_middleware(BodyLimit)
+api.add_middleware(InFlight)
+api.add_middleware(KeyGuard)
+# The last one is the outermost: it sees what the others refuse.
+api.add_middleware(RequestMetrics)
 answer_errors(api)
+api.include_router(router)
 
 
 @serve.deployment(name="Gateway")
@@ -69,114 +107,99 @@ answer_errors(api)
 class Gateway:
     """Reads requests, sends them down the graph, and writes answers."""
 
-    def __init__(
-        self, settings: Settings, retriever: DeploymentHandle, weigher: DeploymentHandle, generator: DeploymentHandle
+    async def __init__(  # type: ignore[misc]
+        self,
+        settings: Settings,
+        retriever: DeploymentHandle,
+        weigher: DeploymentHandle,
+        generator: DeploymentHandle,
+        pool: DeploymentHandle,
     ) -> None:
         self._settings = settings
         self._retriever, self._weigher, self._generator = retriever, weigher, generator
+        self._streaming = generator.options(stream=True)
         self._roster = stored_adapters(settings)
         self._started = int(time.time())
+        guard_by(settings)
+        self._pool = pool
+        self._published = Published(loaded=self._roster, shown=self._roster)
+        self._follower = Follower(pool, "gateway", self._take_adapters, those_of_before_are_over)
+        await self._follower.start()
 
-    @api.post("/v1/completions", response_model=CompletionResponse, responses=ERRORS)
-    async def complete(self, request: CompletionRequest) -> CompletionResponse:
+    @api.post("/v1/completions", response_model=CompletionResponse, responses=ERRORS | streamed(CompletionChunk))
+    async def complete(
+        self, request: CompletionRequest, x_request_timeout: Timeout = None
+    ) -> CompletionResponse | EventStream:
         """Continue one or several prompts, each under the composition that it asks for or that retrieval finds."""
-        start = time.perf_counter()
-        choice = choose(request.model, request.composition, self._roster)
-        sampling = self._sampling(request, request.max_tokens, "max_tokens")
-        prompts = request.prompts
-        completed = await self._complete([(prompt, Order(prompt, choice, sampling)) for prompt in prompts])
-        several = len(prompts) > 1
-        choices = [
-            CompletionChoice(
-                index=index,
-                text=(prompt if request.echo else "") + continuation.generation.text,
-                finish_reason=continuation.generation.finish_reason,
-                logprobs=None if request.logprobs is None else completion_logprobs(continuation, request.logprobs),
-                composition=applied(answer) if several else None,
-            )
-            for index, (prompt, answer, continuation) in enumerate(
-                (prompt, answer, continuation)
-                for prompt, answer in zip(prompts, completed, strict=True)
-                for continuation in answer.continuations
-            )
-        ]
-        return CompletionResponse(
-            id=f"cmpl-{uuid.uuid4().hex}",
-            created=int(time.time()),
-            model=request.model,
-            choices=choices,
-            usage=usage(completed),
-            composition=applied(completed[0]),
-            timings=timings(completed, start),
-        )
+        start, deadline = time.perf_counter(), self._deadline(x_request_timeout)
+        choice = choose(request.model, request.composition, self._roster, self._settings.weighing)
+        sampling = self._sampling(request, request.max_tokens, "max_tokens", request.logprobs)
+        sampling = replace(sampling, echo=bool(request.echo))
+        orders = [(self._query(prompt), Order(prompt, choice, sampling)) for prompt in request.prompts]
+        if request.stream:
+            chunks = Chunks(CompletionWording(request), sampling.n, request.include_usage, start)
+            return await self._stream(orders, chunks, deadline)
+        return completion_response(request, await self._complete(orders, deadline), start)
 
-    @api.post("/v1/chat/completions", response_model=ChatCompletionResponse, responses=ERRORS)
-    async def chat(self, request: ChatCompletionRequest) -> ChatCompletionResponse:
+    @api.post(
+        "/v1/chat/completions", response_model=ChatCompletionResponse, responses=ERRORS | streamed(ChatCompletionChunk)
+    )
+    async def chat(
+        self, request: ChatCompletionRequest, x_request_timeout: Timeout = None
+    ) -> ChatCompletionResponse | EventStream:
         """Answer a conversation; retrieval asks for its last user message."""
-        start = time.perf_counter()
-        choice = choose(request.model, request.composition, self._roster)
+        start, deadline = time.perf_counter(), self._deadline(x_request_timeout)
+        choice = choose(request.model, request.composition, self._roster, self._settings.weighing)
+        likeliest = (request.top_logprobs or 0) if request.logprobs else None
         if request.max_completion_tokens is not None:
-            sampling = self._sampling(request, request.max_completion_tokens, "max_completion_tokens")
+            sampling = self._sampling(request, request.max_completion_tokens, "max_completion_tokens", likeliest)
         else:
-            sampling = self._sampling(request, request.max_tokens, "max_tokens")
+            sampling = self._sampling(request, request.max_tokens, "max_tokens", likeliest)
         conversation = tuple(
             ("system" if message.role == "developer" else message.role, message.text) for message in request.messages
         )
-        completed = await self._complete([(request.query, Order(conversation, choice, sampling))])
-        choices = [
-            ChatChoice(
-                index=index,
-                message=AnswerMessage(content=continuation.generation.text),
-                finish_reason=continuation.generation.finish_reason,
-                logprobs=chat_logprobs(continuation) if request.logprobs else None,
-            )
-            for index, continuation in enumerate(completed[0].continuations)
-        ]
-        return ChatCompletionResponse(
-            id=f"chatcmpl-{uuid.uuid4().hex}",
-            created=int(time.time()),
-            model=request.model,
-            choices=choices,
-            usage=usage(completed),
-            composition=applied(completed[0]),
-            timings=timings(completed, start),
-        )
+        orders = [(request.query, Order(conversation, choice, sampling))]
+        if request.stream:
+            chunks = Chunks(ChatWording(request), sampling.n, request.include_usage, start)
+            return await self._stream(orders, chunks, deadline)
+        (completed,) = await self._complete(orders, deadline)
+        return chat_response(request, completed, start)
 
     @api.post("/v1/route", response_model=RouteResponse, responses=ERRORS)
-    async def route(self, request: RouteRequest) -> RouteResponse:
+    async def route(self, request: RouteRequest, x_request_timeout: Timeout = None) -> RouteResponse:
         """Neighbours, task weights and nucleus of a text; nothing is generated."""
-        start = time.perf_counter()
-        finding = self._retriever.find.remote(request.input, request.top_k)
-        weighing = self._weigher.weigh.remote(finding, request.p)
+        start, deadline = time.perf_counter(), self._deadline(x_request_timeout)
+        wish = wish_of(request, self._settings.weighing)
+        finding = self._retriever.find.remote(request.input, wish.top_k)
+        weighing = self._weigher.weigh.remote(finding, wish)
         found: Found
         weighed: Weighed
-        found, weighed = await self._answers([finding, weighing])
+        found, weighed = await self._answers([finding, weighing], deadline)
+        rows = () if request.neighbours is False else found.neighbours
         return RouteResponse(
             input=request.input,
+            weigher=weighed.weigher,
             weights=dict(weighed.weights),
             shares=dict(weighed.shares),
             nucleus=list(weighed.weights),
-            neighbours=[
-                RoutedNeighbour(task=row.task, text=row.text, similarity=row.similarity) for row in found.neighbours
-            ],
+            neighbours=[RoutedNeighbour(task=row.task, text=row.text, similarity=row.similarity) for row in rows],
             timings=RouteTimings(
                 retrieval_ms=weighed.retrieval_ms, weighing_ms=weighed.weighing_ms, total_ms=milliseconds_since(start)
             ),
         )
 
-    @api.get("/v1/models", response_model=ModelList)
+    @api.get("/v1/models", response_model=ModelList, responses={401: ERRORS[401]})
     async def models(self) -> ModelList:
         """What `model` may name: auto, base, and every adapter."""
-        adapters = [
-            ModelCard(
-                id=adapter.name,
-                created=self._created(adapter),
-                task=adapter.task,
-                family=adapter.card.family if adapter.card else None,
-            )
-            for adapter in self._roster.adapters.values()
-        ]
+        adapters = map(self._card, self._roster.adapters.values())
         return ModelList(data=[*(ModelCard(id=name, created=self._started) for name in (AUTO, BASE)), *adapters])
+
+    @api.get("/v1/models/{model}", response_model=ModelCard, responses={status: ERRORS[status] for status in (401, 404)})
+    async def model(self, model: str) -> ModelCard:
+        """One of them; an adapter goes by its task too."""
+        if model in (AUTO, BASE):
+            return ModelCard(id=model, created=self._started)
+        return self._card(self._roster.adapters[task_of_model(model, self._roster)])
 
     @api.get("/healthz", response_model=Health)
     async def healthz(self) -> Health:
@@ -199,42 +222,104 @@ class Gateway:
             return Health()
         raise ApiError(503, reason, SERVER_ERROR, code="not_ready", retry_after=AWAY_RETRY_SECONDS)
 
-    def _sampling(self, request: CompletionRequest | ChatCompletionRequest, max_tokens: int | None, field: str) -> Sampling:
+    def _deadline(self, seconds: float | None) -> Deadline:
+        """By when a request has to be answered; it may ask for less time than the settings give, not for more."""
+        longest = self._settings.serving.request_timeout_seconds
+        return Deadline(longest if seconds is None else min(seconds, longest))
+
+    def _sampling(
+        self,
+        request: CompletionRequest | ChatCompletionRequest,
+        max_tokens: int | None,
+        field: str,
+        likeliest: int | None,
+    ) -> Sampling:
         generation = self._settings.generation
         if max_tokens is not None and max_tokens > generation.max_new_tokens:
             raise RequestError(f"{field} is {max_tokens}", f"Allowed: at most {generation.max_new_tokens}", field=field)
         return Sampling(
-            max_tokens or min(generation.max_tokens, generation.max_new_tokens),
+            min(generation.max_tokens, generation.max_new_tokens) if max_tokens is None else max_tokens,
             # OpenAI's defaults.
             1.0 if request.temperature is None else request.temperature,
             1.0 if request.top_p is None else request.top_p,
             request.seed,
             request.stops,
             request.n or 1,
+            likeliest,
         )
 
-    async def _complete(self, orders: Sequence[tuple[str, Order]]) -> list[Completed]:
-        """Carry out orders, each with the query that retrieval asks for where it has no weights of its own."""
+    async def _complete(self, orders: Sequence[Asked], deadline: Deadline) -> list[Completed]:
+        """Carry out orders."""
         answers: list[Completed] = await self._answers(
-            [self._generator.complete.remote(order, self._weighing(query, order.choice)) for query, order in orders]
+            [self._generator.complete.remote(order, self._weighing(query, order.choice)) for query, order in orders],
+            deadline,
         )
         return answers
 
-    def _weighing(self, query: str, choice: Choice) -> DeploymentResponse | None:
+    async def _stream(self, orders: Sequence[Asked], chunks: Chunks[Any], deadline: Deadline) -> EventStream:
+        """Carry out orders piece by piece; what fails before the engine has taken them is an error with its status."""
+        merged = Merged(
+            [self._streaming.stream.remote(order, self._weighing(query, order.choice)) for query, order in orders]
+        )
+        try:
+            begun = await deadline.within(merged.begun())
+        except BaseException:
+            merged.close()
+            raise
+        return EventStream(merged, begun, chunks, deadline)
+
+    def _query(self, prompt: str | tuple[int, ...]) -> Query:
+        """The text that retrieval asks for: token ids are read by the generator, which has the tokenizer."""
+        return prompt if isinstance(prompt, str) else partial(self._generator.text_of.remote, prompt)
+
+    def _weighing(self, query: Query, choice: Choice) -> DeploymentResponse | None:
         """The weights to come: neighbours go from retriever to weigher, weights to the generator, past this process."""
         if choice.weights is not None:
             return None
-        return self._weigher.weigh.remote(self._retriever.find.remote(query, choice.top_k), choice.p)
+        text = query if isinstance(query, str) else query()
+        return self._weigher.weigh.remote(self._retriever.find.remote(text, choice.wish.top_k), choice.wish)
 
-    async def _answers(self, responses: Sequence[DeploymentResponse]) -> list[Any]:
+    async def _answers(self, responses: Sequence[DeploymentResponse], deadline: Deadline) -> list[Any]:
         """All answers; with the first that fails, or is late, the others are called off."""
-        waiting = asyncio.gather(*(awaited(response) for response in responses))
         try:
-            return await asyncio.wait_for(waiting, self._settings.serving.request_timeout_seconds)
+            return await deadline.within(asyncio.gather(*(awaited(response) for response in responses)))
         except BaseException:
             for response in responses:
                 response.cancel()
             raise
 
-    def _created(self, adapter: StoredAdapter) -> int:
-        return int(datetime.fromisoformat(adapter.card.date).timestamp()) if adapter.card else self._started
+    def _card(self, adapter: StoredAdapter) -> ModelCard:
+        return ModelCard(
+            id=adapter.name,
+            created=adapter.created or self._started,
+            task=adapter.task,
+            family=adapter.family,
+        )
+
+    @api.get("/v1/adapters", response_model=AdapterList, responses={401: ERRORS[401]})
+    async def adapters(self) -> AdapterList:
+        """The pool: every adapter, also one that comes in or goes."""
+        return await asyncio.to_thread(listed, self._published)
+
+    @api.post("/v1/adapters", response_model=ListedAdapter, status_code=201, responses=POOL_ERRORS)
+    async def add_adapter(self, request: AdapterRequest) -> ListedAdapter:
+        """Take an adapter into the pool; when this answers, every request may name it and retrieval may find it."""
+        return await asyncio.to_thread(listed_adapter, await self._changed(self._pool.add.remote(request)))
+
+    @api.delete("/v1/adapters/{name}", response_model=AdapterRemoved, responses=POOL_ERRORS)
+    async def remove_adapter(self, name: str) -> AdapterRemoved:
+        """Take an adapter out of the pool, by its name or task; requests that began before are answered as ever."""
+        adapter = await self._changed(self._pool.remove.remote(name))
+        return AdapterRemoved(name=adapter.name)
+
+    async def _changed(self, change: DeploymentResponse) -> StoredAdapter:
+        """The adapter that came or went; a change that takes longer goes on without us."""
+        try:
+            adapter: StoredAdapter = await asyncio.wait_for(awaited(change), self._settings.serving.request_timeout_seconds)
+        except asyncio.TimeoutError:
+            message = "the change takes longer than serving.request_timeout_seconds, and goes on. See GET /v1/adapters"
+            raise ApiError(504, message, SERVER_ERROR, code="timeout") from None
+        return adapter
+
+    async def _take_adapters(self, published: Published) -> None:
+        self._published, self._roster = published, published.shown

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
@@ -11,23 +11,28 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 from transformers import PreTrainedTokenizerBase
 
-from lorafleet.adapters import stored_adapters
-from lorafleet.composition import Composition
+from lorafleet.adapters import StoredAdapter, stored_adapters
+from lorafleet.composition import load_adapter
 from lorafleet.config import Composing, Settings
-from lorafleet.engine import Engine, Generation, GenerationRequest
+from lorafleet.engine import Engine, Generation, GenerationRequest, OnPiece, Piece
 from lorafleet.errors import RequestError
 from lorafleet.fleet import load_engine, make_composition
 from lorafleet.models import pick_device
-from serve.messages import Completed, Continuation, Order, Sampling, Token, Weighed
+from serve.answering import Answering
+from serve.follower import Follower, Published
+from serve.messages import Begun, Completed, Continuation, Ended, Load, News, Order, Token, Weighed
+from serve.metrics import GenerationMetrics
+from serve.transcript import Transcript
 
 
 @serve.deployment(name="Generator")
 class Generator:
     """Generates in the engine's thread: the replica's event loop stays free for requests and health checks."""
 
-    def __init__(self, settings: Settings) -> None:
+    async def __init__(self, settings: Settings, pool: DeploymentHandle) -> None:  # type: ignore[misc]
         """Load the base model and the adapters.
 
         Raises:
@@ -41,6 +46,9 @@ class Generator:
         self._roster = stored_adapters(settings)
         self._engine = load_engine(settings, self._roster)
         self._engine.warm_up()
+        self._metrics = GenerationMetrics(self._engine, settings.generation.rows)
+        self._follower = Follower(pool, "generator", self._take_adapters)
+        await self._follower.start()
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Change settings without a restart: those of the section `composing`."""
@@ -48,6 +56,19 @@ class Generator:
 
     async def check_ready(self) -> None:
         """Returns once the model is loaded."""
+
+    async def load(self) -> Load:
+        """What the engine has to do."""
+        return Load(self._engine.running, self._engine.waiting)
+
+    async def text_of(self, tokens: tuple[int, ...]) -> str:
+        """A prompt of token ids as text, for retrieval.
+
+        Raises:
+            RequestError: the model has no such token.
+        """
+        self._engine.check_tokens(tokens)
+        return str(self._engine.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     async def complete(self, order: Order, weighed: Weighed | None = None) -> Completed:
         """Continue one prompt `n` times.
@@ -60,48 +81,105 @@ class Generator:
             UnknownAdapter, CompositionError: the composition cannot be made.
             EngineFull: too many requests wait for a row.
         """
-        composition = self._composition(order, weighed)
-        request = GenerationRequest(self._prompt(order), composition, **_drawing(order.sampling))
-        answers = await generate(self._engine, choices(request, order.sampling.n))
-        return Completed(
-            tuple(Continuation(generation, self._tokens(generation)) for generation in answers),
+        begun, requests = await self._begin(order, weighed)
+        if order.sampling.likeliest is None:
+            answers = await generate(self._engine, requests)
+            self._metrics.observe(begun.composition, answers)
+            return Completed(begun, tuple(Continuation(answer.text, (), ended(answer)) for answer in answers))
+        heard: list[list[Piece]] = [[] for _ in requests]
+        answers = await generate(self._engine, requests, [pieces.append for pieces in heard])
+        self._metrics.observe(begun.composition, answers)
+        continuations = [
+            Continuation(answer.text, self._told(answer, pieces), ended(answer))
+            for answer, pieces in zip(answers, heard, strict=True)
+        ]
+        return Completed(begun, tuple(continuations))
+
+    async def stream(self, order: Order, weighed: Weighed | None = None) -> AsyncIterator[Begun | list[News]]:
+        """As `complete`, piece by piece: first how it begins, once the engine has taken it, then news of its answers."""
+        begun, requests = await self._begin(order, weighed)
+        wanted = order.sampling.likeliest is not None
+        transcripts = [Transcript(self._engine.tokenizer) for _ in requests]
+        answering = Answering(self._engine, requests)
+        whole: list[Generation] = []
+        try:
+            yield begun
+            async for batch in answering:
+                news = []
+                for choice, what in batch:
+                    if isinstance(what, Generation):
+                        whole.append(what)
+                        news.append(News(choice, "", ended=ended(what)))
+                        continue
+                    tokens = transcripts[choice].hear(what) if wanted else ()
+                    if what.text or tokens:
+                        news.append(News(choice, what.text, tokens))
+                if news:
+                    yield news
+        finally:
+            answering.cancel()
+            self._metrics.observe(begun.composition, whole)
+
+    async def _take_adapters(self, published: Published) -> None:
+        """Load what has come into the pool, and drop what has left it; rows on their way keep what they have."""
+        wanted, had = published.loaded.adapters, self._roster.adapters
+        for task, adapter in wanted.items():
+            if task not in had or had[task].same_weights != adapter.same_weights:
+                await asyncio.to_thread(self._load_adapter, adapter)
+        self._roster = published.loaded
+        for task in [task for task in self._engine.pool if task not in wanted]:
+            self._engine.pool.remove(task)
+
+    def _load_adapter(self, adapter: StoredAdapter) -> None:
+        self._engine.pool.add(load_adapter(adapter.folder, adapter.task))
+
+    async def _begin(self, order: Order, weighed: Weighed | None) -> tuple[Begun, list[GenerationRequest]]:
+        """What an order asks of the engine."""
+        choice, sampling = order.choice, order.sampling
+        weights = choice.weights
+        if weights is None:
+            # Of a fleet without adapters the nearest tasks are known, and there is nothing to compose.
+            weights = weighed.weights if weighed is not None and self._roster.adapters else {}
+        composition = make_composition(self._settings, self._roster, weights, choice.method, choice.density)
+        prompt = prompt_of(order, self._engine.tokenizer)
+        request = GenerationRequest(
+            prompt,
             composition,
-            weighed.retrieval_ms if weighed else 0.0,
-            weighed.weighing_ms if weighed else 0.0,
-            1000 * max(generation.seconds_waiting for generation in answers),
-            1000 * max(generation.seconds_to_first_token for generation in answers),
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            stop=sampling.stop,
+            likeliest=sampling.likeliest or 0,
+            tell_prompt=sampling.echo and (sampling.likeliest is not None or sampling.max_tokens == 0),
         )
+        echo = ""
+        if sampling.echo:
+            echo = prompt if isinstance(prompt, str) else await self.text_of(prompt)
+        return Begun(composition, weighed, echo), choices(request, sampling.n)
 
-    def _composition(self, order: Order, weighed: Weighed | None) -> Composition:
-        choice = order.choice
-        weights = choice.weights if choice.weights is not None else (weighed.weights if weighed else {})
-        return make_composition(self._settings, self._roster, weights, choice.method, choice.density)
-
-    def _prompt(self, order: Order) -> str:
-        return order.prompt if isinstance(order.prompt, str) else chat_prompt(self._engine.tokenizer, order.prompt)
-
-    def _tokens(self, generation: Generation) -> tuple[Token, ...]:
-        """The tokens whose text is in the answer: a stop text takes its own away."""
-        tokens, length = [], 0
-        for token, log_probability in zip(generation.tokens, generation.log_probabilities, strict=True):
-            if length >= len(generation.text):
-                break
-            text = str(self._engine.tokenizer.decode([token], skip_special_tokens=True))
-            tokens.append(Token(text, log_probability))
-            length += len(text)
-        return tuple(tokens)
+    def _told(self, answer: Generation, pieces: Sequence[Piece]) -> tuple[Token, ...]:
+        """The tokens of an answer, behind those of its prompt where they are wanted."""
+        transcript = Transcript(self._engine.tokenizer)
+        prompt = transcript.echo(answer.prompt) if answer.prompt else ()
+        return (*prompt, *(token for piece in pieces for token in transcript.hear(piece)))
 
 
-async def generate(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Generation]:
+async def generate(
+    engine: Engine, requests: Sequence[GenerationRequest], listeners: Sequence[OnPiece] | None = None
+) -> list[Generation]:
     """Continue prompts in the engine's thread; with the first that fails, or where nobody waits, all are cancelled.
+
+    Args:
+        listeners: one for each request, called from the engine's thread with its pieces.
 
     Raises:
         RequestError, UnknownAdapter, CompositionError, EngineFull: the engine does not take one of them.
     """
     futures: list[Future[Generation]] = []
     try:
-        for request in requests:
-            futures.append(engine.submit(request))
+        for request, listener in zip(requests, listeners or [None] * len(requests), strict=True):
+            futures.append(engine.submit(request, listener))
         return await asyncio.gather(*map(asyncio.wrap_future, futures))
     except BaseException:
         for future in futures:
@@ -112,6 +190,19 @@ async def generate(engine: Engine, requests: Sequence[GenerationRequest]) -> lis
 def choices(request: GenerationRequest, n: int) -> list[GenerationRequest]:
     """The same request `n` times, with a seed of its own for each where there is one."""
     return [request if request.seed is None else replace(request, seed=request.seed + number) for number in range(n)]
+
+
+def prompt_of(order: Order, tokenizer: PreTrainedTokenizerBase) -> str | tuple[int, ...]:
+    """An order's prompt as the engine takes it.
+
+    Raises:
+        RequestError: the chat template does not take the conversation.
+    """
+    match order.prompt:
+        case str() | (int(), *_):
+            return order.prompt
+        case conversation:
+            return chat_prompt(tokenizer, conversation)
 
 
 def chat_prompt(tokenizer: PreTrainedTokenizerBase, conversation: Sequence[tuple[str, str]]) -> str:
@@ -129,11 +220,12 @@ def chat_prompt(tokenizer: PreTrainedTokenizerBase, conversation: Sequence[tuple
         raise RequestError(f"messages do not fit the model's chat template: {error}", field="messages") from None
 
 
-def _drawing(sampling: Sampling) -> dict[str, Any]:
-    return {
-        "max_tokens": sampling.max_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "seed": sampling.seed,
-        "stop": sampling.stop,
-    }
+def ended(generation: Generation) -> Ended:
+    """The end of an answer."""
+    return Ended(
+        generation.finish_reason,
+        generation.prompt_tokens,
+        len(generation.choices),
+        1000 * generation.seconds_waiting,
+        1000 * generation.seconds_to_first_token,
+    )

@@ -7,9 +7,10 @@ tolerated where its value asks for nothing; every other unknown field is refused
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictInt, Tag, field_validator, model_validator
 
 from lorafleet.composition import METHODS
+from lorafleet.engine.requests import MOST_LIKELIEST
 from lorafleet.errors import closest
 from serve.errors import ApiError
 
@@ -36,7 +37,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "safety_identifier": ANYTHING,
     "service_tier": (None, "auto", "default"),
     "store": (None, False),
-    "stream_options": (None,),
     "suffix": (None, ""),
     "tool_choice": (None, "none", "auto"),
     "tools": (None, []),
@@ -49,17 +49,31 @@ Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
-class CompositionRequest(BaseModel):
-    """Which composition a request wants: `weights` outright, or by retrieval with the nucleus `p` of `top_k` neighbours."""
+class Retrieval(BaseModel):
+    """How weights are found: `top_k` neighbours and a weigher, each with settings of its own.
+
+    `nucleus` has `p`, `top_k` and `uniform` have `k` (how many adapters they keep), `softmax` has `temperature` and `k`.
+    """
 
     model_config = ConfigDict(extra="forbid")
+
+    weigher: Literal["nucleus", "top_k", "softmax", "uniform"] | None = None
+    p: Share | None = None
+    k: Annotated[int, Field(ge=1, le=1000)] | None = None
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    top_k: Annotated[int, Field(ge=1, le=1000)] | None = None
+    neighbours: bool | None = None
+
+
+class CompositionRequest(Retrieval):
+    """Which composition a request wants: `weights` outright, or those that retrieval finds.
+
+    With `neighbours` the answer shows the rows of the corpora that the weights come from.
+    """
 
     method: str | None = None
     weights: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = None
     density: Share | None = None
-    weigher: Literal["nucleus"] | None = None
-    p: Share | None = None
-    top_k: Annotated[int, Field(ge=1, le=1000)] | None = None
 
     @field_validator("method")
     @classmethod
@@ -71,7 +85,7 @@ class CompositionRequest(BaseModel):
     @property
     def by_retrieval(self) -> tuple[str, ...]:
         """The fields in it that only retrieval reads."""
-        return tuple(name for name in ("weigher", "p", "top_k") if getattr(self, name) is not None)
+        return tuple(name for name in Retrieval.model_fields if getattr(self, name) not in (None, False))
 
     @model_validator(mode="after")
     def _one_way(self) -> "CompositionRequest":
@@ -82,6 +96,15 @@ class CompositionRequest(BaseModel):
                 field,
             )
         return self
+
+
+class StreamOptions(BaseModel):
+    """What a stream tells beside the answers. Nothing is obfuscated here."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
 
 
 class _Request(BaseModel):
@@ -98,11 +121,12 @@ class _Request(BaseModel):
     stop: str | list[str] | None = None
     seed: int | None = None
     stream: bool | None = None
+    stream_options: StreamOptions | None = None
 
     @model_validator(mode="after")
     def _supported(self) -> "_Request":
-        if self.stream:
-            raise ApiError.bad_request("stream is true, and streaming is not there yet. Send stream: false", "stream")
+        if self.stream_options is not None and not self.stream:
+            raise ApiError.bad_request("stream_options is given, and stream is not true. Leave one out", "stream_options")
         for name, value in (self.model_extra or {}).items():
             neutral = NEUTRAL.get(name)
             if neutral is None:
@@ -122,25 +146,56 @@ class _Request(BaseModel):
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a chunk for the usage alone."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+Ids = Annotated[list[Annotated[StrictInt, Field(ge=0)]], Field(min_length=1)]
+
+
+def _kind_of_prompt(prompt: object) -> str:
+    """Which of its types a prompt means, so that a fault in it is told of that type alone."""
+    if not isinstance(prompt, list):
+        return "str"
+    first = prompt[0] if prompt else ""
+    return "list[list[int]]" if isinstance(first, list) else "list[int]" if isinstance(first, int) else "list[str]"
+
 
 class CompletionRequest(_Request):
-    """POST /v1/completions. Several prompts are several requests: each is routed by itself."""
+    """POST /v1/completions. Several prompts are several requests: each is routed by itself. Token ids are prompts too."""
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
-    # The engine knows the log-probability of the token that it chose, not those of the others.
-    logprobs: Annotated[int, Field(ge=0, le=1)] | None = None
+    prompt: Annotated[
+        Annotated[Text, Tag("str")]
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS), Tag("list[str]")]
+        | Annotated[Ids, Tag("list[int]")]
+        | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS), Tag("list[list[int]]")],
+        Discriminator(_kind_of_prompt),
+    ]
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
 
     @model_validator(mode="after")
-    def _echo_alone(self) -> "CompletionRequest":
-        if self.echo and self.logprobs is not None:
-            raise ApiError.bad_request("echo and logprobs are both given, which is not supported. Leave one out", "echo")
+    def _echoes(self) -> "CompletionRequest":
+        if self.max_tokens == 0 and not self.echo:
+            raise ApiError.bad_request("max_tokens is 0. Allowed: at least 1, or 0 with echo", "max_tokens")
+        if self.echo and self.logprobs is not None and self.stream:
+            message = "stream, echo and logprobs are all given, which is not supported. Leave one out"
+            raise ApiError.bad_request(message, "stream")
         return self
 
     @property
-    def prompts(self) -> list[str]:
+    def prompts(self) -> list[str | tuple[int, ...]]:
         """The prompts, also where it is one."""
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        match self.prompt:
+            case str():
+                return [self.prompt]
+            case [int(), *_]:
+                return [tuple(self.prompt)]
+            case _:
+                return [prompt if isinstance(prompt, str) else tuple(prompt) for prompt in self.prompt]
 
 
 class TextPart(BaseModel):
@@ -178,10 +233,12 @@ class ChatCompletionRequest(_Request):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=256)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LIKELIEST)] | None = None
 
     @model_validator(mode="after")
     def _asks(self) -> "ChatCompletionRequest":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ApiError.bad_request("top_logprobs is given, and logprobs is not true. Set it", "top_logprobs")
         if not self.query:
             raise ApiError.bad_request("messages holds no text of the role user. Send one: it is what is routed", "messages")
         return self
@@ -192,22 +249,31 @@ class ChatCompletionRequest(_Request):
         return next((message.text for message in reversed(self.messages) if message.role == "user"), "")
 
 
-class RouteRequest(BaseModel):
-    """POST /v1/route."""
-
-    model_config = ConfigDict(extra="forbid")
+class RouteRequest(Retrieval):
+    """POST /v1/route. `neighbours: false` leaves them out of the answer."""
 
     input: Text
-    p: Share | None = None
-    top_k: Annotated[int, Field(ge=1, le=1000)] | None = None
+
+
+class RoutedNeighbour(BaseModel):
+    """A row of a corpus near the input; `similarity` is a cosine."""
+
+    task: str
+    text: str
+    similarity: float
 
 
 class AppliedComposition(BaseModel):
-    """What was composed for an answer; no weights at all is the base model."""
+    """What was composed for an answer; no weights at all is the base model.
+
+    `weigher` is the one that found the weights, `neighbours` what it found them from, where the request asks for them.
+    """
 
     method: str
     weights: dict[str, float]
     density: float
+    weigher: str | None = None
+    neighbours: list[RoutedNeighbour] | None = None
 
 
 class Timings(BaseModel):
@@ -232,12 +298,15 @@ class Usage(BaseModel):
 
 
 class CompletionLogprobs(BaseModel):
-    """The tokens of a choice; `top_logprobs` holds the chosen token alone."""
+    """The tokens of a choice; `text_offset` is where each begins in its text, `top_logprobs` holds the chosen one too.
+
+    The first token of an echoed prompt follows nothing: its log-probability and its alternatives are null.
+    """
 
     tokens: list[str]
-    token_logprobs: list[float]
+    token_logprobs: list[float | None]
     text_offset: list[int]
-    top_logprobs: list[dict[str, float]] | None
+    top_logprobs: list[dict[str, float] | None] | None
 
 
 class CompletionChoice(BaseModel):
@@ -263,13 +332,41 @@ class CompletionResponse(BaseModel):
     timings: Timings
 
 
-class TokenLogprob(BaseModel):
-    """A token of a chat answer; `bytes` is its UTF-8."""
+class CompletionChunkChoice(BaseModel):
+    """What a chunk adds to one continuation; `finish_reason` comes with its last, `composition` with its first."""
+
+    index: int
+    text: str
+    finish_reason: Literal["stop", "length"] | None
+    logprobs: CompletionLogprobs | None
+    composition: AppliedComposition | None = None
+
+
+class CompletionChunk(BaseModel):
+    """A piece of a streamed answer of /v1/completions; the first has `composition`, the last `timings`."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChunkChoice]
+    usage: Usage | None = None
+    composition: AppliedComposition | None = None
+    timings: Timings | None = None
+
+
+class TopLogprob(BaseModel):
+    """A token that might have been; `bytes` is its UTF-8, null for a part of a character."""
 
     token: str
     logprob: float
-    bytes: list[int]
-    top_logprobs: list[Any] = []
+    bytes: list[int] | None
+
+
+class TokenLogprob(TopLogprob):
+    """A token of a chat answer, with the likeliest in its place."""
+
+    top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(BaseModel):
@@ -309,12 +406,33 @@ class ChatCompletionResponse(BaseModel):
     timings: Timings
 
 
-class RoutedNeighbour(BaseModel):
-    """A row of a corpus near the input; `similarity` is a cosine."""
+class Delta(BaseModel):
+    """What a chunk adds to a message; `role` comes with the first."""
 
-    task: str
-    text: str
-    similarity: float
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(BaseModel):
+    """What a chunk adds to one answer; `finish_reason` comes with its last."""
+
+    index: int
+    delta: Delta
+    finish_reason: Literal["stop", "length"] | None
+    logprobs: ChatLogprobs | None
+
+
+class ChatCompletionChunk(BaseModel):
+    """A piece of a streamed answer of /v1/chat/completions; the first has `composition`, the last `timings`."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+    composition: AppliedComposition | None = None
+    timings: Timings | None = None
 
 
 class RouteTimings(BaseModel):
@@ -326,9 +444,10 @@ class RouteTimings(BaseModel):
 
 
 class RouteResponse(BaseModel):
-    """The answer of /v1/route: weights of the nucleus (they sum to 1), and every task's share before the cut."""
+    """The answer of /v1/route: the weights (they sum to 1), and every task's share before the weigher's cut."""
 
     input: str
+    weigher: str
     weights: dict[str, float]
     shares: dict[str, float]
     nucleus: list[str]
@@ -373,6 +492,71 @@ class ErrorResponse(BaseModel):
     """Every error, as OpenAI has it."""
 
     error: ErrorDetail
+
+
+AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=96)]
+Location = Annotated[str, Field(min_length=1, max_length=4096)]
+AdapterState = Literal["ready", "loading", "removing"]
+
+
+class AdapterRequest(BaseModel):
+    """POST /v1/adapters: a PEFT folder and its corpus; without rows it is found by its name alone, or by its task's rows.
+
+    `source` and `corpus` are paths or file:// URIs below one of serving.adapter_roots. A row is a text, an object with a
+    `text`, or one with the columns of the catalogue's task of that name; `task` is `name` where it is absent.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: AdapterName
+    source: Location
+    task: AdapterName | None = None
+    rows: Annotated[list[str | dict[str, Any]], Field(min_length=1)] | None = None
+    corpus: Location | None = None
+
+    @model_validator(mode="after")
+    def _one_corpus(self) -> "AdapterRequest":
+        if self.rows is not None and self.corpus is not None:
+            raise ApiError.bad_request("rows and corpus are both given. Leave one out", "corpus")
+        return self
+
+    @property
+    def task_name(self) -> str:
+        """The task, also where it has none of its own."""
+        return self.task or self.name
+
+
+class ListedAdapter(BaseModel):
+    """An adapter of the pool: `modules` are the kinds of layers it changes, `card` how it was trained."""
+
+    name: str
+    object: Literal["adapter"] = "adapter"
+    task: str
+    family: str | None
+    rank: int
+    alpha: float
+    modules: list[str]
+    rows: int | None
+    base: str
+    created: int
+    origin: Literal["trained", "added"]
+    state: AdapterState
+    card: dict[str, Any] | None
+
+
+class AdapterList(BaseModel):
+    """The answer of GET /v1/adapters."""
+
+    object: Literal["list"] = "list"
+    data: list[ListedAdapter]
+
+
+class AdapterRemoved(BaseModel):
+    """The answer of DELETE /v1/adapters/{name}."""
+
+    name: str
+    object: Literal["adapter"] = "adapter"
+    deleted: Literal[True] = True
 
 
 def shown(value: object) -> str:

@@ -29,6 +29,7 @@ def test_later_sources_win(tmp_path, monkeypatch):
         ("training.rank=many", "bad value for training.rank: 'many'. Allowed: a valid integer"),
         ("training.rank=0", "bad value for training.rank: 0. Allowed: greater than or equal to 1"),
         ("composing.method=lienar", "bad value for composing.method: 'lienar'. Allowed: 'linear', 'cat'"),
+        ("weighing.weigher=nucleas", "bad value for weighing.weigher: 'nucleas'. Allowed: 'nucleus', 'top_k', 'softmax'"),
         ("index.write_batch=6000", "bad value for index.write_batch: 6000. Allowed: less than or equal to 5461"),
         ("training.rank", "cannot read the override 'training.rank'. Write it as section.key=value"),
     ],

@@ -10,6 +10,7 @@ from lorafleet.cli.demo import demo
 from lorafleet.cli.doctor import doctor
 from lorafleet.cli.evaluate import evaluate
 from lorafleet.cli.jobs import embed, train
+from lorafleet.cli.keys import keys
 from lorafleet.cli.route import route
 from lorafleet.cli.running import run
 from lorafleet.cli.service import down, status, up
@@ -21,8 +22,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (tasks, up, down, status, route, ask, evaluate, adapters, doctor, demo):
+for command in (tasks, up, down, status, route, ask, evaluate, doctor, demo):
     app.command()(command)
+app.add_typer(adapters, name="adapters")
+app.add_typer(keys, name="keys")
 # These are the jobs themselves, with the options that they declare.
 for job in (embed, train):
     app.command(

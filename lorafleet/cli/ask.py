@@ -2,13 +2,12 @@
 
 from typing import Annotated, Any
 
-import httpx
 import typer
 
+from lorafleet.cli.endpoint import KeyOption, call_endpoint
 from lorafleet.cli.options import ConfigOption, JsonOption, SetOption, StateOption, settings_from
 from lorafleet.cli.output import print_json, print_weights
 from lorafleet.config import Settings
-from lorafleet.errors import LoRAFleetError
 
 
 def ask(
@@ -19,12 +18,13 @@ def ask(
     config: ConfigOption = None,
     overrides: SetOption = [],
     state: StateOption = None,
+    key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """The answer with its composition, from the endpoint where it is up, else from this process."""
     settings = settings_from(config, overrides, state)
     prompt = answer_prompt(text)
-    found = ask_endpoint(settings, prompt, model, method, max_tokens)
+    found = ask_endpoint(settings, prompt, model, method, max_tokens, key)
     if found is None:
         found = _ask_here(settings, prompt, model, method, max_tokens)
     if as_json:
@@ -40,13 +40,13 @@ def answer_prompt(text: str) -> str:
     return f"{text}\nAnswer:"
 
 
-def endpoint_url(settings: Settings) -> str:
-    """Where the endpoint of this machine listens."""
-    return f"http://{settings.serving.host}:{settings.serving.port}"
-
-
 def ask_endpoint(
-    settings: Settings, prompt: str, model: str = "auto", method: str | None = None, max_tokens: int | None = None
+    settings: Settings,
+    prompt: str,
+    model: str = "auto",
+    method: str | None = None,
+    max_tokens: int | None = None,
+    key: str | None = None,
 ) -> dict[str, Any] | None:
     """Ask over HTTP; None where no endpoint answers.
 
@@ -58,22 +58,9 @@ def ask_endpoint(
         body["composition"] = {"method": method}
     if max_tokens is not None:
         body["max_tokens"] = max_tokens
-    timeout = settings.serving.request_timeout_seconds
-    try:
-        reply = httpx.post(f"{endpoint_url(settings)}/v1/completions", json=body, timeout=timeout)
-    except httpx.ConnectError:
+    answer = call_endpoint(settings, "POST", "/v1/completions", key, body)
+    if answer is None:
         return None
-    except httpx.HTTPError as error:
-        raise LoRAFleetError(f"the endpoint at {endpoint_url(settings)} does not answer: {error}") from None
-    try:
-        answer = reply.json()
-    except ValueError:
-        raise LoRAFleetError(
-            f"what listens at {endpoint_url(settings)} is not LoRAFleet (status {reply.status_code})",
-            "Set serving.port to the endpoint's",
-        ) from None
-    if reply.is_error:
-        raise LoRAFleetError(f"the endpoint refuses: {answer.get('error', {}).get('message', reply.text)}")
     return {
         "answer": answer["choices"][0]["text"].strip(),
         "composition": answer["composition"],

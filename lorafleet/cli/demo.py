@@ -8,7 +8,8 @@ from typing import Any
 
 import typer
 
-from lorafleet.cli.ask import answer_prompt, ask_endpoint, endpoint_url
+from lorafleet.cli.ask import answer_prompt, ask_endpoint
+from lorafleet.cli.endpoint import endpoint_url
 from lorafleet.cli.jobs import run_job
 from lorafleet.cli.options import ConfigOption, HubRootOption, SetOption, SourceOption, StateOption, settings_from
 from lorafleet.cli.output import print_table, print_weights

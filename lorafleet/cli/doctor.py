@@ -128,7 +128,7 @@ def _chroma(settings: Settings) -> Finding:
 
 
 def _endpoint(settings: Settings) -> Finding:
-    from lorafleet.cli.ask import endpoint_url
+    from lorafleet.cli.endpoint import endpoint_url
     from lorafleet.cli.service import endpoint_ready
 
     if endpoint_ready(settings):

@@ -12,7 +12,7 @@ import httpx
 import typer
 
 from lorafleet import processes
-from lorafleet.cli.ask import endpoint_url
+from lorafleet.cli.endpoint import endpoint_url
 from lorafleet.cli.jobs import run_job
 from lorafleet.cli.options import ConfigOption, JsonOption, SetOption, StateOption, settings_from
 from lorafleet.cli.output import print_json, print_table
@@ -113,7 +113,8 @@ def _deployment(settings: Settings) -> dict[str, Any]:
     adapters = stored_adapters(settings).adapters.values()
     return {
         "settings": settings.model_dump(mode="json", exclude={"tasks", "training"}),
-        "adapters": {adapter.name: adapter.card.date if adapter.card else None for adapter in adapters},
+        # Those that came in while it ran, it has.
+        "adapters": {adapter.name: adapter.created for adapter in adapters if not adapter.added},
     }
 
 

@@ -156,7 +156,7 @@ class CorpusIndex:
         if self._collection is None:
             return {}
         everything = self._ask(lambda collection: collection.get(include=[])["ids"])
-        return dict(sorted(Counter(identifier.split("-", 1)[0] for identifier in everything).items()))
+        return dict(sorted(Counter(identifier.rsplit("-", 2)[0] for identifier in everything).items()))
 
     def write(self, entries: Sequence[Entry], embeddings: Vectors) -> None:
         """Write rows, replacing those with the same identifiers; the first write makes the collection.
@@ -189,6 +189,10 @@ class CorpusIndex:
         for first in range(0, len(gone), step):
             part = gone[first : first + step]
             self._ask(lambda collection, part=part: collection.delete(ids=part))  # type: ignore[misc]
+
+    def delete_task(self, task: str) -> None:
+        """Delete all rows of a task; nothing happens where there are none."""
+        self.delete(self.identifiers(task))
 
     def drop(self) -> None:
         """Delete the collection with all its rows."""

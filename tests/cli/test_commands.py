@@ -61,3 +61,21 @@ def test_a_job_refuses_a_state_folder_that_ray_would_delete(tmp_path):
     done = lorafleet("status", cwd=folder)
     assert done.returncode == 1
     assert "state = state is relative" in done.stderr and "LORAFLEET_STATE" in done.stderr
+
+
+def test_a_key_is_shown_once_and_listed_without_what_opens(tmp_path):
+    state = ["--state", str(tmp_path)]
+    key = lorafleet("keys", "add", "ci", "--role", "admin", *state).stdout.strip()
+    listed = lorafleet("keys", "list", "--json", *state).stdout
+    assert key.startswith("lf-") and key not in listed
+    assert [(row["name"], row["role"]) for row in json.loads(listed)] == [("ci", "admin")]
+    assert "role is 'root'. Allowed: use, admin" in lorafleet("keys", "add", "me", "--role", "root", *state).stderr
+    assert "open to all" in lorafleet("keys", "remove", "ci", *state).stdout
+
+
+def test_without_an_endpoint_adapters_are_listed_from_storage_and_cannot_be_changed(tmp_path):
+    settings = ["--state", str(tmp_path), "--set", "serving.port=9"]
+    assert json.loads(lorafleet("adapters", "--json", *settings).stdout) == []
+    done = lorafleet("adapters", "remove", "seas", *settings)
+    assert done.returncode == 1
+    assert done.stderr == "lorafleet: no endpoint listens at http://127.0.0.1:9. Start it: lorafleet up\n"

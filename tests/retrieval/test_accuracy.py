@@ -9,7 +9,7 @@ import pytest
 from lorafleet.config import load_settings
 from lorafleet.retrieval import Encoder, Entry, open_for_writing, row_identifiers
 from lorafleet.tasks import load_catalogue, load_corpus
-from lorafleet.weighing import nucleus_weights
+from lorafleet.weighing import task_shares
 
 HUB_ROOT = os.environ.get("HUB_ROOT")
 
@@ -33,7 +33,7 @@ def test_the_own_task_is_found(every_core, index_settings):
         found = []
         for task in catalogue.trained:
             queries = [example.key for example in load_corpus(task, "evaluation", few).examples]
-            ranked = [list(nucleus_weights(n, p=1.0)) for n in index.query(encoder.encode(queries, 32), 100)]
+            ranked = [list(task_shares(n)) for n in index.query(encoder.encode(queries, 32), 100)]
             found.append([np.mean([task.name in tasks[:k] for tasks in ranked]) for k in (1, 3)])
         first, among_three = 100 * np.mean(found, axis=0)
         assert first >= 85

@@ -1,10 +1,10 @@
-import socket
 from collections.abc import Iterator
 
 import httpx
 import pytest
 import ray
 from ray import serve
+from small_fleet import free_port
 
 from jobs.embed_corpora import embed_corpora
 from jobs.train_adapters import train_adapters
@@ -16,7 +16,25 @@ TASKS = ["copa", "sst2", "wnli"]
 
 
 @pytest.fixture(scope="session")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Settings]]:
+def cluster() -> Iterator[int]:
+    """A Ray cluster of this process, and the port on which Serve listens in it."""
+    ray.init(
+        "local",
+        num_cpus=4,
+        include_dashboard=False,
+        logging_level="error",
+        # Ten times as often as usual: test_metrics.py waits for reports.
+        _system_config={"metrics_report_interval_ms": 1000},
+    )
+    try:
+        yield free_port()
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def fleet(cluster: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Settings]]:
     """The endpoint's URL, over a small real fleet: three tasks of the sample pack, adapters of rank 4 after two steps."""
     settings = load_settings(
         state=tmp_path_factory.mktemp("serve") / "state",
@@ -35,17 +53,14 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Setti
             "workers": 1,
         },
         generation={"max_new_tokens": 64, "rows": 8},
-        serving={"port": free_port(), "request_timeout_seconds": 60},
+        serving={"port": cluster, "request_timeout_seconds": 60},
     )
-    ray.init("local", num_cpus=4, include_dashboard=False, logging_level="error")
     try:
         embed_corpora(settings)
         report = train_adapters(settings)
         assert sorted(report.adapters) == TASKS, report.failed
         yield deploy(settings), settings
     finally:
-        serve.shutdown()
-        ray.shutdown()
         server.stop(settings)
 
 
@@ -53,9 +68,3 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Setti
 def http(fleet: tuple[str, Settings]) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=fleet[0], timeout=120) as client:
         yield client
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -5,7 +5,6 @@ import openai
 import pytest
 
 from lorafleet.retrieval import server
-from serve.deploy import deploy
 
 pytestmark = pytest.mark.integration
 
@@ -80,6 +79,34 @@ def test_route_says_neighbours_and_weights_and_generates_nothing(http):
     assert everything["weights"] == pytest.approx(everything["shares"])
 
 
+def test_a_request_may_bring_its_own_weigher(http, ask):
+    def route(**settings):
+        return http.post("/v1/route", json={"input": QUESTION, "top_k": 60, **settings}).json()
+
+    shares = route(p=1)["shares"]
+    ((first, heavy), (second, light), *_) = shares.items()
+    assert route(weigher="top_k", k=2)["weights"] == pytest.approx(
+        {first: heavy / (heavy + light), second: light / (heavy + light)}
+    )
+    assert route(weigher="uniform", k=2, neighbours=False) | {"timings": None} == {
+        "input": QUESTION,
+        "weigher": "uniform",
+        "weights": {first: 0.5, second: 0.5},
+        "shares": pytest.approx(shares),
+        "nucleus": [first, second],
+        "neighbours": [],
+        "timings": None,
+    }
+    softer = route(weigher="softmax", temperature=10.0)["weights"]
+    assert max(softer.values()) - min(softer.values()) < 0.1 < heavy - light
+    refused = http.post("/v1/route", json={"input": QUESTION, "weigher": "uniform", "p": 0.5})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "p")
+    answer = ask(composition={"weigher": "top_k", "k": 1, "top_k": 60, "neighbours": True})["composition"]
+    assert (answer["weigher"], answer["weights"]) == ("top_k", {first: 1.0})
+    assert answer["neighbours"] == route()["neighbours"]
+    assert ask(model="base")["composition"]["neighbours"] is None
+
+
 def test_an_adapter_by_name_by_task_and_by_weight_one_are_the_same(ask, http):
     models = http.get("/v1/models").json()["data"]
     name = next(model["id"] for model in models if model["task"] == "wnli")
@@ -141,13 +168,22 @@ def test_several_prompts_are_several_requests_with_n_choices_each(ask):
         ({"prompt": "a", "n": 17}, 400, "n", "17.*16"),
         ({"prompt": "a", "temperature": -1}, 400, "temperature", "-1"),
         ({"prompt": "a", "stop": [""]}, 400, "stop", "empty"),
-        ({"prompt": "a", "stream": True}, 400, "stream", "streaming"),
+        ({"prompt": [1, "a"]}, 400, "prompt.1", "integer"),
+        ({"prompt": [[1], []]}, 400, "prompt.1", "at least 1"),
+        ({"prompt": "a", "logprobs": 6}, 400, "logprobs", "6.*5"),
+        ({"prompt": "a", "max_tokens": 0}, 400, "max_tokens", "at least 1.*echo"),
+        ({"prompt": "a", "stream_options": {"include_usage": True}}, 400, "stream_options", "stream is not true"),
+        ({"prompt": "a", "stream": True, "echo": True, "logprobs": 1}, 400, "stream", "echo"),
         ({"prompt": "a", "frequency_penalty": 1}, 400, "frequency_penalty", "1"),
         ({"prompt": "a", "temprature": 1}, 400, "temprature", "temperature"),
         ({"prompt": "a", "composition": {"methd": "cat"}}, 400, "composition.methd", "methd"),
         ({"prompt": "a", "composition": {"method": "cta"}}, 400, "composition.method", "cta.*cat"),
         ({"prompt": "a", "composition": {"density": 0}}, 400, "composition.density", "0"),
         ({"prompt": "a", "composition": {"weights": {"copa": 1}, "p": 0.5}}, 400, "composition.p", "both"),
+        ({"prompt": "a", "composition": {"weigher": "nucles"}}, 400, "composition.weigher", "nucles.*nucleus"),
+        ({"prompt": "a", "composition": {"weigher": "softmax", "p": 0.5}}, 400, "composition.p", "softmax.*nucleus"),
+        ({"prompt": "a", "composition": {"k": 2}}, 400, "composition.k", "nucleus has p.*top_k or softmax or uniform"),
+        ({"prompt": "a", "composition": {"temperature": 0}}, 400, "composition.temperature", "0"),
         ({"prompt": "a", "composition": {"weights": {"coppa": 1}}}, 404, "composition.weights.coppa", "copa"),
         ({"prompt": "a", "model": "copa", "composition": {"weights": {"copa": 1}}}, 400, "composition.weights", "copa"),
         ({"prompt": "a", "model": "bse"}, 404, "model", "base"),
@@ -195,19 +231,3 @@ def test_without_an_index_the_endpoint_lives_and_says_503(fleet, http):
         assert int(answer.headers["Retry-After"]) > 0
         assert re.fullmatch(r"[^\n]*Chroma at [^\n]*|no Chroma server[^\n]*", answer.json()["error"]["message"])
     assert http.post("/v1/route", json={"input": QUESTION}).status_code == 200
-
-
-def test_deployed_again_the_settings_change_in_place_and_a_late_answer_is_504(fleet, http):
-    url, settings = fleet
-    changed = settings.model_copy(
-        update={
-            "weighing": settings.weighing.model_copy(update={"p": 0.3}),
-            "serving": settings.serving.model_copy(update={"request_timeout_seconds": 1.5}),
-        }
-    )
-    assert deploy(changed) == url
-    routed = http.post("/v1/route", json={"input": QUESTION}).json()
-    late = http.post("/v1/completions", json={"prompt": QUESTION, "model": "base", "max_tokens": 64, "n": 16})
-
-    assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
-    assert routed.get("nucleus") == ["copa"], routed

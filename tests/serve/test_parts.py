@@ -53,7 +53,7 @@ def test_the_config_is_one_that_serve_takes_and_its_arguments_are_checked(tmp_pa
     gateway = application._bound_deployment
     assert gateway._deployment_config.autoscaling_config.max_replicas == 3
     assert gateway.init_args[0].state == serve.app.ROOT / "state"
-    assert gateway.init_args[2]._bound_deployment._deployment_config.user_config == {"p": 0.5}
+    assert gateway.init_args[2]._bound_deployment._deployment_config.user_config["p"] == 0.5
     monkeypatch.setenv("LORAFLEET_STATE", str(tmp_path))
     assert serve.app.build(arguments)._bound_deployment.init_args[0].state == tmp_path
     with pytest.raises(SettingsError, match=r"args\.stat"):

@@ -1,0 +1,282 @@
+"""What an adapter has to pass before it may come in. Nothing here trusts what lies in the folder, or changes it.
+
+Every refusal is an ApiError that names the field of the request.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pyarrow
+import pyarrow.parquet
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lorafleet.adapters import Roster, adapter_shape, stored_adapter
+from lorafleet.composition import AdapterPool, load_adapter
+from lorafleet.composition.adapter import CONFIG_FILE, WEIGHTS_FILE
+from lorafleet.composition.groups import LayerGroup, layer_groups
+from lorafleet.config import Models, Settings
+from lorafleet.errors import AdapterError, TaskError
+from lorafleet.models import fingerprint, locate, short_name, unpacked
+from lorafleet.tasks import load_catalogue
+from lorafleet.tasks.files import read_rows
+from lorafleet.tasks.task import BadRowError, Task
+from lorafleet.training.cards import CARD, read_card
+from serve.choosing import AUTO, BASE
+from serve.errors import ApiError, sentence
+from serve.protocol import AdapterRequest
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+# Loading one of these runs the code that is in it.
+PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"}
+ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
+MOST_ENTRIES = 1000
+CONFIG_BYTES = 1024 * 1024
+LONGEST_TEXT = 32_768
+PIECE_BYTES = 1024 * 1024
+
+
+def check_name(newcomer: AdapterRequest, roster: Roster, folder: Path) -> None:
+    """Refuse a name or task that cannot be a folder's, that means something else already, or that is taken.
+
+    Args:
+        folder: of all adapters.
+    """
+    for field, value in (("name", newcomer.name), ("task", newcomer.task_name)):
+        if not NAME.fullmatch(value):
+            raise ApiError.bad_request(
+                f"{field} is {value[:100]!r}. Allowed: up to 96 letters, digits, '.', '_' and '-', not a sign first",
+                field,
+            )
+        if value.lower() in (AUTO, BASE):
+            raise ApiError.bad_request(f"{field} is {value!r}, which has a meaning of its own. Choose another", field)
+        if value in roster:
+            raise taken(field, value, f"as that of the adapter of {roster.task_of(value)}")
+    if (folder / newcomer.name).exists():
+        raise taken("name", newcomer.name, "by a folder in storage")
+
+
+def taken(field: str, value: str, by: str) -> ApiError:
+    """409 for what is there already."""
+    message = f"{field} is {value!r}, which is taken {by}. Choose another, or remove that one first"
+    return ApiError(409, message, param=field, code="taken")
+
+
+def resolved(location: str, field: str, settings: Settings) -> Path:
+    """The real path of a folder or file, which has to be below one of the allowed roots."""
+    try:
+        parts = urlsplit(location)
+    except ValueError:
+        parts = urlsplit("unreadable://")
+    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
+        path = Path(unquote(parts.path))
+    elif "://" in location:
+        raise ApiError.bad_request(
+            f"{field} is {location[:200]!r}. Allowed: a path, or a URI that begins with file://", field
+        )
+    else:
+        path = Path(location)
+    if not path.is_absolute():
+        raise ApiError.bad_request(f"{field} is {location[:200]!r}. Allowed: an absolute path", field)
+    try:
+        real = path.resolve(strict=True)
+    except (OSError, RuntimeError, ValueError):
+        # Whether there is anything outside the roots is nobody's business.
+        real = None
+    if real is None or not _below_a_root(real, settings):
+        allowed = ", ".join(str(root.resolve()) for root in settings.adapter_roots)
+        raise ApiError.bad_request(
+            f"{field} is {location[:200]!r}, and nothing is there below {allowed}. "
+            "Put it there, or add its folder to serving.adapter_roots",
+            field,
+        )
+    return real
+
+
+def check_folder(folder: Path, settings: Settings) -> None:
+    """Refuse a folder that holds more than a safe adapter: pickles, archives, links out of the roots, too much."""
+    if not folder.is_dir():
+        hint = "Unpack it" if folder.suffix.lower() in ARCHIVES else "Give the folder that it lies in"
+        raise ApiError.bad_request(f"source is the file {folder.name}, not a folder. {hint}", "source")
+    entries = list(islice(_entries(folder), MOST_ENTRIES + 1))
+    if len(entries) > MOST_ENTRIES:
+        raise ApiError.bad_request(f"source holds more than {MOST_ENTRIES} files. Give the adapter's own folder", "source")
+    for path in entries:
+        shown = path.relative_to(folder)
+        if path.suffix.lower() in PICKLES:
+            raise ApiError.bad_request(
+                f"source holds {shown}, which can carry code. Only safetensors are taken: save again with "
+                "safe_serialization=True, and leave out optimiser and trainer states",
+                "source",
+            )
+        if path.suffix.lower() in ARCHIVES:
+            raise ApiError.bad_request(f"source holds the archive {shown}. Unpack it, or leave it out", "source")
+        real = _real(path, folder, settings)
+        if not (real.is_file() or real.is_dir()):
+            raise ApiError.bad_request(f"source holds {shown}, which is neither file nor folder. Leave it out", "source")
+    for needed in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / needed).is_file():
+            raise ApiError.bad_request(f"source holds no {needed}. Save the adapter with PEFT's save_pretrained", "source")
+
+
+def copy_in(folder: Path, beside: Path, settings: Settings) -> None:
+    """Copy what makes an adapter, and nothing else, into a new folder; what is checked later is this copy."""
+    left = settings.serving.adapter_mib * 2**20
+    beside.mkdir(parents=True)
+    for name, limit in ((CONFIG_FILE, CONFIG_BYTES), (CARD, CONFIG_BYTES), (WEIGHTS_FILE, left)):
+        if (folder / name).exists():
+            left -= _copy(_real(folder / name, folder, settings), beside / name, min(limit, left))
+
+
+def check_adapter(beside: Path, newcomer: AdapterRequest, settings: Settings) -> None:
+    """Refuse a copied adapter that cannot be read, was trained on another base model, or has too large a rank."""
+    try:
+        adapter = load_adapter(beside, newcomer.task_name)
+        base = adapter_shape(stored_adapter(beside)).base
+    except AdapterError as error:
+        raise ApiError.bad_request(sentence(error).replace(str(beside), "source"), "source") from None
+    models, limit = settings.models, settings.serving.adapter_rank
+    card = read_card(beside)
+    if card is not None and card.base_fingerprint != fingerprint(models.base, models.base_revision):
+        raise ApiError.bad_request(
+            f"source was trained on {card.base} {card.base_fingerprint}, and the fleet's base model is {models.base} "
+            f"{fingerprint(models.base, models.base_revision)}. Train it on that one",
+            "source",
+        )
+    if adapter.rank > limit:
+        raise ApiError.bad_request(
+            f"source has rank {adapter.rank}. Allowed: at most {limit} (serving.adapter_rank)", "source"
+        )
+    try:
+        # On no device: the generators' own check, without their memory.
+        AdapterPool(base_groups(models), torch.device("meta"), torch.float32, pages=limit, page_rank=1).add(adapter)
+    except AdapterError as error:
+        named = short_name(base) == short_name(models.base) or not base
+        other = "" if named else f" It names {base!r} as its base model, and the fleet's is {models.base!r}"
+        raise ApiError.bad_request(f"source does not fit: {sentence(error)}{other}", "source") from None
+
+
+@lru_cache(maxsize=1)
+def base_groups(models: Models) -> list[LayerGroup]:
+    """The linear layers of the base model, from its configuration alone."""
+    config = AutoConfig.from_pretrained(unpacked(locate(models.base)), revision=models.base_revision or "main")
+    with torch.device("meta"):
+        return layer_groups(AutoModelForCausalLM.from_config(config))
+
+
+def read_keys(newcomer: AdapterRequest, settings: Settings) -> list[str]:
+    """The texts that are embedded, as `jobs/embed_corpora.py` would have them.
+
+    A row with a `text` alone is its own key; one with other columns is rendered by the catalogue's task of that name.
+    """
+    field = "rows" if newcomer.corpus is None else "corpus"
+    given: Iterable[tuple[int, Any]] = enumerate(newcomer.rows or ())
+    rows = given if newcomer.corpus is None else _numbered(resolved(newcomer.corpus, field, settings), settings)
+    task = _declared(newcomer.task_name, settings)
+    limit = settings.serving.adapter_rows
+    keys = []
+    for number, row in rows:
+        try:
+            keys.append(_key(row, task))
+        except BadRowError as error:
+            raise ApiError.bad_request(f"{field}.{number}: {error}", f"{field}.{number}") from None
+        if len(keys) > limit:
+            raise ApiError.bad_request(f"{field} holds more than {limit} rows (serving.adapter_rows). Send fewer", field)
+    if newcomer.corpus is not None and not keys:
+        raise ApiError.bad_request(f"{field} is {newcomer.corpus!r}, which holds no row", field)
+    return keys
+
+
+def _below_a_root(real: Path, settings: Settings) -> bool:
+    return any(root.resolve() in real.parents for root in settings.adapter_roots)
+
+
+def _real(path: Path, folder: Path, settings: Settings) -> Path:
+    """A file without the links on the way to it, which may not lead out of the roots."""
+    real = path.resolve()
+    if not _below_a_root(real, settings):
+        shown = path.relative_to(folder)
+        raise ApiError.bad_request(f"source holds {shown}, a link to somewhere else. Put the file itself there", "source")
+    return real
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """Everything below a folder; links are named, and not followed."""
+    for entry in os.scandir(folder):
+        yield Path(entry.path)
+        if entry.is_dir(follow_symlinks=False):
+            yield from _entries(Path(entry.path))
+
+
+def _copy(file: Path, to: Path, limit: int) -> int:
+    """Copy at most `limit` bytes of a plain file, and say how many there were."""
+    # Not to wait for ever where somebody has put a pipe there meanwhile, nor to follow a new link.
+    opened = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(opened, "rb") as read, to.open("xb") as written:
+        if not stat.S_ISREG(os.fstat(read.fileno()).st_mode):
+            raise ApiError.bad_request(f"source holds {file.name}, which is no plain file", "source")
+        copied = 0
+        while piece := read.read(PIECE_BYTES):
+            copied += len(piece)
+            if copied > limit:
+                raise ApiError.bad_request(
+                    f"source holds {file.name} with more than {limit} bytes (serving.adapter_mib)", "source"
+                )
+            written.write(piece)
+    return copied
+
+
+def _declared(task: str, settings: Settings) -> Task | None:
+    catalogue = load_catalogue(settings.tasks.model_copy(update={"names": None}))
+    return catalogue[task] if task in catalogue else None  # noqa: SIM401
+
+
+def _numbered(file: Path, settings: Settings) -> Iterator[tuple[int, Any]]:
+    limit = settings.serving.adapter_mib * 2**20
+    try:
+        size = file.stat().st_size
+        if file.suffix.lower() == ".parquet":
+            groups = pyarrow.parquet.ParquetFile(file).metadata
+            size = sum(groups.row_group(number).total_byte_size for number in range(groups.num_row_groups))
+        if size > limit:
+            raise ApiError.bad_request(f"corpus has {size} bytes. Allowed: {limit} (serving.adapter_mib)", "corpus")
+        for number, row in read_rows(file):
+            if isinstance(row, BadRowError):
+                raise ApiError.bad_request(f"corpus.{number}: {row}", f"corpus.{number}")
+            yield number, row
+    except (TaskError, OSError, pyarrow.ArrowException) as error:
+        said = sentence(error) if isinstance(error, TaskError) else str(error)
+        raise ApiError.bad_request(f"corpus cannot be read: {said}", "corpus") from None
+
+
+def _key(row: str | Mapping[str, Any], task: Task | None) -> str:
+    if isinstance(row, Mapping) and set(row) != {"text"}:
+        if task is None:
+            raise BadRowError("it has other columns than text, and no task of that name is declared. Send {'text': ...}")
+        key = _rendered(row, task)
+    else:
+        text = row if isinstance(row, str) else row["text"]
+        if not isinstance(text, str) or not text.strip():
+            raise BadRowError("text is empty, or no text")
+        key = text.strip()
+    if len(key) > LONGEST_TEXT:
+        raise BadRowError(f"it has {len(key)} characters. Allowed: {LONGEST_TEXT}")
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise BadRowError("it holds half of a surrogate pair, which is no character") from None
+    return key
+
+
+def _rendered(row: Mapping[str, Any], task: Task) -> str:
+    try:
+        return task.render(row).key
+    except (TypeError, AttributeError) as error:
+        raise BadRowError(f"it does not fit the task {task.name}: {error}") from None

@@ -1,0 +1,152 @@
+"""Who may ask for what: API keys, before anything of a request is read but its head."""
+
+import ipaddress
+import logging
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from lorafleet.config import Settings
+from lorafleet.errors import KeyFileError
+from lorafleet.keys import StoredKey, read_keys, role_of
+from serve.errors import AWAY_RETRY_SECONDS, SERVER_ERROR, ApiError, sentence
+
+logger = logging.getLogger("ray.serve")
+
+API = "/v1/"
+POOL = "/v1/adapters"
+READING = ("GET", "HEAD", "OPTIONS")
+# A proxy before the endpoint names whom it speaks for; then nobody is on this machine for all we know.
+FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
+
+
+class Access:
+    """What the keys in a file allow. The file may change at any time.
+
+    Args:
+        settings: their `keys_file`, and the section `guard`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._file, self._open_admin = settings.keys_file, settings.guard.open_admin
+        self._stamp: tuple[int, ...] | None = None
+        self._keys: tuple[StoredKey, ...] = ()
+
+    def check(self, scope: Scope) -> None:
+        """Refuse who may not do this.
+
+        Raises:
+            ApiError: 401 without a key that is known, 403 for one that does not allow it, 503 where the file is damaged.
+        """
+        path, headers = scope["path"].removeprefix(scope.get("root_path", "")), Headers(scope=scope)
+        if not path.startswith(API):
+            return
+        changes = path.startswith(POOL) and scope["method"] not in READING
+        keys = self._read()
+        if not keys:
+            if changes and not (self._open_admin or on_this_machine(scope, headers)):
+                raise forbidden(
+                    "without API keys, the pool is changed from the endpoint's own machine alone. "
+                    "Make a key there: lorafleet keys add NAME --role admin"
+                )
+            return
+        role = role_of(_presented(headers), keys)
+        if role is None:
+            raise ApiError(
+                401,
+                "the API key is missing or not known. Send one as Authorization: Bearer KEY (lorafleet keys add makes one)",
+                code="invalid_api_key",
+            )
+        if changes and role != "admin":
+            raise forbidden("this API key may ask, and not change the pool. Use one of the role admin")
+
+    def _read(self) -> tuple[StoredKey, ...]:
+        stamp = _stamp(self._file)
+        if stamp != self._stamp:
+            try:
+                self._keys = read_keys(self._file) if stamp else ()
+            except KeyFileError as error:
+                # Not open to all because of a slip of the pen.
+                logger.error("%s", error)
+                raise ApiError(
+                    503, sentence(error), SERVER_ERROR, code="keys_unreadable", retry_after=AWAY_RETRY_SECONDS
+                ) from None
+            self._stamp = stamp
+        return self._keys
+
+
+class KeyGuard:
+    """ASGI middleware: lets a request pass, or answers it itself without reading its body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check a request, and pass it on."""
+        if scope["type"] == "http":
+            try:
+                _guarding().check(scope)
+            except ApiError as error:
+                response = error.response()
+                if error.status == 401:
+                    response.headers["WWW-Authenticate"] = 'Bearer realm="LoRAFleet"'
+                await response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+_access: Access | None = None
+
+
+def guard_by(settings: Settings) -> None:
+    """Have this process guarded: the application is made before there are settings."""
+    global _access
+    _access = Access(settings)
+
+
+def _guarding() -> Access:
+    if _access is None:
+        raise ApiError(503, "the endpoint starts", SERVER_ERROR, code="unavailable", retry_after=AWAY_RETRY_SECONDS)
+    return _access
+
+
+def forbidden(message: str) -> ApiError:
+    """403."""
+    return ApiError(403, message, code="not_allowed")
+
+
+def on_this_machine(scope: Scope, headers: Headers) -> bool:
+    """Whether a request comes over the loopback interface, from this machine itself, to a name of it.
+
+    A page from elsewhere in a browser here comes over it too, but under a host name of its own.
+    """
+    client = scope.get("client")
+    try:
+        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+    except ValueError:
+        return False
+    here = client is not None and _loopback(client[0]) and _loopback(host)
+    return here and not any(name in headers for name in FORWARDED)
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _presented(headers: Headers) -> str:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
+
+
+def _stamp(file: Path) -> tuple[int, ...] | None:
+    """Another one when the file is another; None where there is none."""
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

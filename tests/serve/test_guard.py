@@ -1,0 +1,124 @@
+"""The guard before the endpoint: who is let through, who is told what, and that nobody's body is read before."""
+
+import asyncio
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+
+from lorafleet.config import load_settings
+from lorafleet.keys import add_key, remove_key
+from serve import guard
+from serve.body_limit import MAX_BODY_BYTES, BodyLimit
+from serve.errors import answer_errors
+from serve.gateway import api as endpoint
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return load_settings(state=tmp_path)
+
+
+@pytest.fixture
+def ask(settings, monkeypatch):
+    """Ask an application that is guarded as the endpoint is; says status and body, or the body's error code."""
+    monkeypatch.setattr(guard, "_access", None)
+    guard.guard_by(settings)
+    api = FastAPI()
+    api.add_middleware(BodyLimit)
+    api.add_middleware(guard.KeyGuard)
+    answer_errors(api)
+
+    @api.api_route("/{path:path}", methods=["GET", "POST", "DELETE"])
+    async def reached(path: str, request: Request) -> int:
+        return len(await request.body())
+
+    def ask(method, path, key=None, client="127.0.0.1", headers=None, content=b"", host="localhost:8000"):
+        async def asked() -> httpx.Response:
+            transport = httpx.ASGITransport(api, client=(client, 5000))
+            async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as http:
+                bearer = {"Authorization": f"Bearer {key}"} if key else {}
+                return await http.request(method, path, headers=bearer | (headers or {}), content=content)
+
+        return asyncio.run(asked())
+
+    return ask
+
+
+def test_the_endpoint_is_guarded_as_the_tests_here_are():
+    order = [middleware.cls for middleware in endpoint.user_middleware]
+    assert order.index(guard.KeyGuard) < order.index(BodyLimit)
+    # What is not below /v1/ is open: nothing there may do more than look.
+    documented = endpoint.openapi()["paths"]
+    elsewhere = {method.upper() for path in documented if not path.startswith(guard.API) for method in documented[path]}
+    assert {"/healthz", "/v1/adapters"} < set(documented) and elsewhere == {"GET"}
+
+
+def test_with_keys_only_they_open_and_only_admin_changes_the_pool(ask, settings):
+    use, admin = add_key(settings.keys_file, "a", "use"), add_key(settings.keys_file, "b", "admin")
+
+    for path in ("/", "/healthz", "/readyz"):
+        assert ask("GET", path).status_code == 200
+    for key in (None, "lf-wrong", use[:-1]):
+        refused = ask("POST", "/v1/completions", key)
+        assert refused.status_code == 401
+        assert refused.headers["WWW-Authenticate"].startswith("Bearer")
+        assert set(refused.json()["error"]) == {"message", "type", "param", "code"}
+        assert str(key) not in refused.text
+    assert ask("GET", "/v1/models", headers={"Authorization": f"Basic {use}"}).status_code == 401
+    assert [ask("POST", "/v1/completions", key).status_code for key in (use, admin)] == [200, 200]
+    assert [ask("GET", "/v1/adapters", key).status_code for key in (use, admin)] == [200, 200]
+    for method, path in (("POST", "/v1/adapters"), ("DELETE", "/v1/adapters/x")):
+        assert [ask(method, path, key).status_code for key in (None, use, admin)] == [401, 403, 200]
+
+
+def test_changes_of_the_file_count_at_once_and_a_damaged_one_opens_nothing(ask, settings):
+    assert ask("GET", "/v1/models").status_code == 200
+    key = add_key(settings.keys_file, "a", "use")
+    assert [ask("GET", "/v1/models", given).status_code for given in (None, key)] == [401, 200]
+    newer = add_key(settings.keys_file, "b", "use")
+    remove_key(settings.keys_file, "a")
+    assert [ask("GET", "/v1/models", given).status_code for given in (key, newer)] == [401, 200]
+    kept = settings.keys_file.read_text()
+    settings.keys_file.write_text("{")
+    assert [ask("GET", "/v1/models", given).status_code for given in (None, newer)] == [503, 503]
+    settings.keys_file.write_text(kept)
+    assert ask("GET", "/v1/models", newer).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [
+        ({}, 200),
+        ({"client": "::1", "host": "[::1]:8000"}, 200),
+        ({"client": "10.0.0.7"}, 403),
+        # A page in a browser of this machine, whose name was made to point here.
+        ({"host": "evil.example"}, 403),
+        ({"headers": {"X-Forwarded-For": "10.0.0.7"}}, 403),
+    ],
+)
+def test_without_keys_the_pool_is_changed_from_this_machine_alone(ask, asked, status):
+    assert ask("POST", "/v1/adapters", **asked).status_code == status
+    assert ask("POST", "/v1/completions", **asked).status_code == 200
+
+
+def test_open_admin_lets_all_change_the_pool_while_there_are_no_keys(ask, settings, monkeypatch):
+    guard.guard_by(settings.model_copy(update={"guard": settings.guard.model_copy(update={"open_admin": True})}))
+    assert ask("POST", "/v1/adapters", client="10.0.0.7").status_code == 200
+    add_key(settings.keys_file, "a", "use")
+    assert ask("POST", "/v1/adapters", client="10.0.0.7").status_code == 401
+
+
+def test_the_body_of_whoever_has_no_key_is_not_read(ask, settings):
+    read = []
+
+    async def body():
+        for _ in range(2 * MAX_BODY_BYTES // 65536):
+            read.append(1)
+            yield b"x" * 65536
+
+    key = add_key(settings.keys_file, "a", "use")
+    assert ask("POST", "/v1/completions", content=body()).status_code == 401
+    unread = len(read)
+    assert ask("POST", "/v1/completions", key, content=body()).status_code == 413
+    assert unread == 0 < len(read)
