@@ -149,8 +149,9 @@ class Scaling(Section):
 
 
 class Serving(Section):
-    """The HTTP endpoint and its deployments, and the bounds of an adapter that comes in while it runs.
+    """The HTTP endpoint and its deployments, the bounds of a request, and those of an adapter that comes in while it runs.
 
+    A request has at most `body_kib`, so many `prompts`, and asks for so many `choices` of each (`n`).
     Adapters come from folders below `adapter_roots` (without any, `incoming` in the state folder), with ranks up to
     `adapter_rank`, files up to `adapter_mib` together, and up to `adapter_rows` rows; the replicas get `adapter_seconds` to
     load one.
@@ -161,6 +162,9 @@ class Serving(Section):
     ray_port: Port = 6379
     dashboard_port: Port = 8265
     request_timeout_seconds: Annotated[float, Field(gt=0)] = 120
+    body_kib: Count = 1024
+    prompts: Count = 64
+    choices: Count = 16
     gateway: Scaling = Scaling(max_ongoing_requests=128)
     retriever: Scaling = Scaling(target_ongoing_requests=16)
     weigher: Scaling = Scaling(target_ongoing_requests=32)

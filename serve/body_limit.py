@@ -3,11 +3,21 @@
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MAX_BODY_BYTES = 1024 * 1024
+from lorafleet.config import Serving, Settings
+
+KIB = 1024
+
+_kib = Serving().body_kib
+
+
+def limit_by(settings: Settings) -> None:
+    """Have this process keep to the bound of the settings: the application is made before there are any."""
+    global _kib
+    _kib = settings.serving.body_kib
 
 
 class BodyLimit:
-    """ASGI middleware: 413 for a body of more than MAX_BODY_BYTES, by its header or as it comes."""
+    """ASGI middleware: 413 for a body of more than `serving.body_kib`, by its header or as it comes."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -20,8 +30,8 @@ class BodyLimit:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > MAX_BODY_BYTES:
-                raise HTTPException(413, f"the body is larger than {MAX_BODY_BYTES} bytes. Send less at once")
+            if read > _kib * KIB:
+                raise HTTPException(413, f"the body is larger than {_kib} KiB (serving.body_kib). Send less at once")
             return message
 
         await self._app(scope, counted, send)

@@ -20,7 +20,7 @@ from lorafleet.adapters import StoredAdapter, stored_adapters
 from lorafleet.config import Settings
 from lorafleet.errors import LoRAFleetError, RequestError
 from serve.answers import chat_response, completion_response, milliseconds_since
-from serve.body_limit import BodyLimit
+from serve.body_limit import BodyLimit, limit_by
 from serve.choosing import AUTO, BASE, Choice, choose, task_of_model, wish_of
 from serve.chunks import ChatWording, Chunks, CompletionWording
 from serve.deadline import Deadline
@@ -61,7 +61,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         400: "A field of the request is wrong; `param` names it",
         401: "There are API keys, and the request has none of them",
         404: "No such model or adapter",
-        413: "The body is larger than 1 MiB",
+        413: "The body is larger than serving.body_kib",
         429: "Too many requests are waiting; see Retry-After",
         503: "The index, or a part of the endpoint, is away; see Retry-After",
         500: "A fault of the endpoint; its log has more",
@@ -121,6 +121,7 @@ class Gateway:
         self._roster = stored_adapters(settings)
         self._started = int(time.time())
         guard_by(settings)
+        limit_by(settings)
         self._pool = pool
         self._published = Published(loaded=self._roster, shown=self._roster)
         self._follower = Follower(pool, "gateway", self._take_adapters, those_of_before_are_over)
@@ -135,6 +136,9 @@ class Gateway:
         choice = choose(request.model, request.composition, self._roster, self._settings.weighing)
         sampling = self._sampling(request, request.max_tokens, "max_tokens", request.logprobs)
         sampling = replace(sampling, echo=bool(request.echo))
+        allowed = self._settings.serving.prompts
+        if len(request.prompts) > allowed:
+            raise RequestError(f"prompt has {len(request.prompts)} texts", f"Allowed: {allowed} (serving.prompts)", "prompt")
         orders = [(self._query(prompt), Order(prompt, choice, sampling)) for prompt in request.prompts]
         if request.stream:
             chunks = Chunks(CompletionWording(request), sampling.n, request.include_usage, start)
@@ -237,6 +241,9 @@ class Gateway:
         generation = self._settings.generation
         if max_tokens is not None and max_tokens > generation.max_new_tokens:
             raise RequestError(f"{field} is {max_tokens}", f"Allowed: at most {generation.max_new_tokens}", field=field)
+        choices = self._settings.serving.choices
+        if request.n is not None and request.n > choices:
+            raise RequestError(f"n is {request.n}", f"Allowed: at most {choices} (serving.choices)", field="n")
         return Sampling(
             min(generation.max_tokens, generation.max_new_tokens) if max_tokens is None else max_tokens,
             # OpenAI's defaults.

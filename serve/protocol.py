@@ -14,8 +14,6 @@ from lorafleet.engine.requests import MOST_LIKELIEST
 from lorafleet.errors import closest
 from serve.errors import ApiError
 
-MAX_PROMPTS = 64
-MAX_CHOICES = 16
 MAX_STOPS = 4
 ANYTHING: tuple[Any, ...] = ()
 # OpenAI's fields that nothing here reads, with the values that change nothing; ANYTHING where no value can.
@@ -117,7 +115,7 @@ class _Request(BaseModel):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Share | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
     stop: str | list[str] | None = None
     seed: int | None = None
     stream: bool | None = None
@@ -168,9 +166,9 @@ class CompletionRequest(_Request):
 
     prompt: Annotated[
         Annotated[Text, Tag("str")]
-        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS), Tag("list[str]")]
+        | Annotated[list[Text], Field(min_length=1), Tag("list[str]")]
         | Annotated[Ids, Tag("list[int]")]
-        | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS), Tag("list[list[int]]")],
+        | Annotated[list[Ids], Field(min_length=1), Tag("list[list[int]]")],
         Discriminator(_kind_of_prompt),
     ]
     max_tokens: Annotated[int, Field(ge=0)] | None = None

@@ -4,8 +4,9 @@ import torch
 from torch.nn.functional import pad
 
 PACKED_FOR_ROWS = 16
-ROWS_STEP = 16
-"""oneDNN compiles a product for every number of rows that it meets, and keeps it: above this, only multiples of it come."""
+STEPS = 8
+"""oneDNN compiles a product for every number of rows that it meets, and keeps it. So only 16 times some number comes, and
+between one power of two and the next only so many."""
 
 
 class PackedLinear:
@@ -22,11 +23,20 @@ class PackedLinear:
         """[..., inputs] to [..., outputs]."""
         rows = x.flatten(0, -2)
         count = len(rows)
-        if count > ROWS_STEP and count % ROWS_STEP:
-            # Without the step, passes of 1 to 512 tokens leave a gigabyte of compiled products behind.
-            rows = pad(rows, (0, 0, 0, -count % ROWS_STEP))
+        padded = padded_rows(count)
+        if padded > count:
+            # Otherwise passes of 1 to 512 tokens leave a gigabyte of compiled products behind.
+            rows = pad(rows, (0, 0, 0, padded - count))
         y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, "none", [], "")
         return y[:count].view(*x.shape[:-1], y.shape[-1])
+
+
+def padded_rows(count: int) -> int:
+    """How many rows are multiplied for so many: as many up to 16, then up to an eighth more."""
+    if count <= PACKED_FOR_ROWS:
+        return count
+    step = max(PACKED_FOR_ROWS, (1 << (count - 1).bit_length()) // (2 * STEPS))
+    return -(-count // step) * step
 
 
 def packs(weight: torch.Tensor) -> bool:

@@ -17,7 +17,7 @@ LONGEST = 96
 
 
 def runner(paged: bool) -> tuple[Runner, SlottedCache | PagedCache]:
-    model = tiny_llama()
+    model = tiny_llama().to(DEVICE)
     cpu = DEVICE
     cache = PagedCache(model.config, 2**20, LONGEST, cpu, torch.float32) if paged else SlottedCache(4, LONGEST, cpu)
     return Runner(model, ComposedModel(model), cache), cache

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from lorafleet.config import load_settings
 from lorafleet.keys import add_key, remove_key
 from serve import guard
-from serve.body_limit import MAX_BODY_BYTES, BodyLimit
+from serve.body_limit import KIB, BodyLimit, limit_by
 from serve.errors import answer_errors
 from serve.gateway import api as endpoint
 
@@ -111,9 +111,10 @@ def test_open_admin_lets_all_change_the_pool_while_there_are_no_keys(ask, settin
 
 def test_the_body_of_whoever_has_no_key_is_not_read(ask, settings):
     read = []
+    limit_by(settings)
 
     async def body():
-        for _ in range(2 * MAX_BODY_BYTES // 65536):
+        for _ in range(2 * settings.serving.body_kib * KIB // 65536):
             read.append(1)
             yield b"x" * 65536
 
