@@ -1,5 +1,6 @@
 """The engine: requests come in from any thread, one thread computes, answers go out as they come."""
 
+import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,8 @@ from lorafleet.prompts import cut_middle, encode_answer, encode_prompt, end_toke
 if TYPE_CHECKING:
     from lorafleet.engine.graphs import DecodeGraphs
     from lorafleet.engine.prompt_graphs import PromptGraphs
+
+logger = logging.getLogger(__name__)
 
 CACHE_SHARE = 0.85
 """Of a GPU's free memory, for adapters, keys and values; the rest is for what a pass computes."""
@@ -264,7 +267,13 @@ class Engine:
                 if self._closed:
                     self._loop.abandon(EngineFull("the engine was closed"))
                     return
-            self._loop.step()
+            try:
+                self._loop.step()
+            except Exception as error:
+                # A fault of ours: those on their way are told, those that come are served.
+                logger.exception("a step of the engine failed")
+                with self._news:
+                    self._loop.abandon(error)
 
     def _text_of(self, tokens: list[int]) -> str:
         text = self._tokenizer.decode(tokens, skip_special_tokens=True)

@@ -300,3 +300,19 @@ def test_an_error_in_a_pass_fails_its_rows_and_no_later_ones(make_engine, alone)
         engine.generate([GenerationRequest("breaks", max_tokens=20)])
     assert holds_nothing(engine)
     assert engine.generate([request])[0].tokens == answered(alone, [request])[0]
+
+
+def test_a_fault_of_a_step_fails_its_requests_and_no_others(make_engine, monkeypatch):
+    engine = make_engine(adapters=adapters(), rows=2)
+    asked = some_requests(3)
+    with monkeypatch.context() as broken:
+
+        def begin():
+            raise ZeroDivisionError("a step cannot begin")
+
+        broken.setattr(engine._loop, "_begin", begin)
+        futures = [engine.submit(request) for request in asked]
+        for future in futures:
+            with pytest.raises(ZeroDivisionError):
+                future.result(timeout=PATIENCE)
+    assert all(answer.tokens for answer in engine.generate(asked))
