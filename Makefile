@@ -3,6 +3,7 @@
 #   make test     the tests                                            HUB_ROOT=DIR adds those that need real rows
 #   make lint     ruff and mypy
 #   make bench    composition and serving, side by side with what else there is; tables, and JSON in BENCH
+#                                                                      URL=http://127.0.0.1:8000 adds that endpoint under load
 #   make stop     end what the demo left running
 
 PYTHON ?= python3
@@ -12,6 +13,7 @@ CONFIG ?= configs/laptop.yaml
 HUB_ROOT ?=
 SOURCE ?=
 BENCH ?= .benchmarks
+URL ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -49,6 +51,10 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.compose --rows 1,4,16 --prompts 512 --json $(BENCH)/compose.json
 	$(BIN)/python -m benchmarks.serve_batch --json $(BENCH)/serve_batch.json
 	$(BIN)/python -m benchmarks.soak
+ifneq ($(URL),)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m benchmarks.load --url $(URL) --json $(BENCH)/load.json
+endif
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

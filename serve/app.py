@@ -19,6 +19,8 @@ from serve.weigher import Weigher
 APPLICATION = "lorafleet"
 ROOT = Path(__file__).resolve().parent.parent
 STATE_VARIABLE = "LORAFLEET_STATE"
+SPARE_REQUESTS = 64
+"""Those that an engine is about to refuse, and those that need none."""
 
 
 class Arguments(BaseModel):
@@ -55,14 +57,23 @@ def build(arguments: Mapping[str, Any]) -> Application:
 def assemble(settings: Settings) -> Application:
     """The application of settings whose `state` every node of the cluster can reach."""
     serving, weighing = settings.serving, settings.weighing
+    engine = settings.generation.rows + settings.generation.waiting
+    engines = engine * max(serving.generator.min_replicas, serving.generator.max_replicas)
     retriever = Retriever.options(**_options(serving.retriever), user_config={"neighbours": weighing.neighbours})
     weigher = Weigher.options(**_options(serving.weigher), user_config=weighing.model_dump())
-    generator = Generator.options(**_options(serving.generator), user_config=settings.composing.model_dump())
+    generator = Generator.options(
+        **_options(wide_enough(serving.generator, engine)), user_config=settings.composing.model_dump()
+    )
     pool = Pool.bind(settings)
-    application: Application = Gateway.options(**_options(serving.gateway)).bind(
+    application: Application = Gateway.options(**_options(wide_enough(serving.gateway, engines))).bind(
         settings, retriever.bind(settings), weigher.bind(settings, pool), generator.bind(settings, pool), pool
     )
     return application
+
+
+def wide_enough(scaling: Scaling, requests: int) -> Scaling:
+    """A deployment that lets more through than the engines take: they refuse in OpenAI's shape, Serve in plain text."""
+    return scaling.model_copy(update={"max_ongoing_requests": max(scaling.max_ongoing_requests, requests + SPARE_REQUESTS)})
 
 
 def _options(scaling: Scaling) -> dict[str, Any]:
