@@ -18,6 +18,7 @@ def take(url: str, path: str) -> None:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1200, "height": 1860})
         page.goto(f"{url}/#{FRAGMENT}")
+        expect(page.locator("textarea")).not_to_have_value("", timeout=PATIENCE_MS)
         page.get_by_role("button", name="Ask").click()
         expect(page.locator("#status")).to_have_text("Done", timeout=PATIENCE_MS)
         page.screenshot(path=path)

@@ -1,10 +1,11 @@
 """Train the adapters that are missing or no longer current, fanned out over a Ray cluster.
 
 Long-lived Ray Train workers load the base model once and take adapter after adapter, longest first, from a queue actor.
-Ray Train restarts the workers when one dies; adapters that were whole by then stay, those in hand are handed out again.
+Ray Train restarts the workers when one dies; adapters that were whole by then stay, those in hand are handed out again and
+go on from their checkpoints, as they do when the job is submitted anew after its driver died.
 """
 
-import shutil
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
 from rich.table import Table
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from jobs.cluster import cause_of, connect
 from lorafleet.cli.options import (
@@ -44,9 +45,11 @@ from lorafleet.training import (
     AdapterCard,
     adapter_name,
     choose_backend,
+    delete_checkpoints,
     is_current,
     optimiser_steps,
     read_card,
+    sweep,
     train_adapter,
 )
 
@@ -73,10 +76,11 @@ class TrainReport:
 
 @dataclass(frozen=True)
 class QueueView:
-    """What the queue knows at one moment: steps taken in all, and what was last worked on."""
+    """What the queue knows at one moment: steps taken in all, what was last worked on, and all warnings so far."""
 
     steps: int
     note: str
+    warnings: tuple[str, ...]
 
 
 @dataclass
@@ -89,6 +93,7 @@ class AdapterQueue:
     steps: dict[str, int] = field(default_factory=dict)
     cards: dict[str, AdapterCard] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     note: str = ""
 
     def begin(self, worker: int) -> None:
@@ -121,6 +126,10 @@ class AdapterQueue:
         self.in_hand.pop(worker, None)
         self.failed[task] = reason
 
+    def warn(self, warning: str) -> None:
+        """A worker tells something that the user should know."""
+        self.warnings.append(warning)
+
     def abandon(self, reason: str) -> None:
         """No worker can train anything: what waits fails for the same reason, instead of worker after worker dying of it."""
         self.failed |= dict.fromkeys(self.waiting, reason)
@@ -128,7 +137,7 @@ class AdapterQueue:
 
     def view(self) -> QueueView:
         """Where the work stands."""
-        return QueueView(sum(self.steps.values()), self.note)
+        return QueueView(sum(self.steps.values()), self.note, tuple(self.warnings))
 
     def outcome(self) -> tuple[dict[str, AdapterCard], dict[str, str]]:
         """The cards and the failures by task."""
@@ -141,7 +150,7 @@ def train_adapters(settings: Settings, force: bool = False) -> TrainReport:
     A task that fails is recorded and does not stop the others.
 
     Args:
-        force: train current adapters again, too.
+        force: train all adapters from the first step, the current ones too.
 
     Raises:
         LoRAFleetError: settings or base model cannot be used, or no worker can be started.
@@ -155,9 +164,13 @@ def train_adapters(settings: Settings, force: bool = False) -> TrainReport:
     corpora, failed = _read_corpora(settings)
     current: dict[str, AdapterCard] = {}
     for task, corpus in corpora.items():
-        card = None if force else read_card(settings.adapters / adapter_name(settings, task))
+        folder = settings.adapters / adapter_name(settings, task)
+        card = None if force else read_card(folder)
         if card is not None and is_current(card, corpus, settings):
             current[task] = card
+            sweep(folder)
+        if force or task in current:
+            delete_checkpoints(folder)
     missing = {task: corpus for task, corpus in corpora.items() if task not in current}
     _print_plan(settings, current, missing)
     trained: dict[str, AdapterCard] = {}
@@ -230,8 +243,7 @@ def _fan_out(settings: Settings, corpora: dict[str, Corpus]) -> tuple[dict[str, 
             stopped = _reason(error)
     # A worker that was killed leaves what it was writing.
     for task in corpora:
-        for debris in settings.adapters.glob(f".{adapter_name(settings, task)}.*"):
-            shutil.rmtree(debris, ignore_errors=True)
+        sweep(settings.adapters / adapter_name(settings, task))
     cards, failed = ray.get(queue.outcome.remote())
     ray.kill(queue)
     for task in corpora:
@@ -282,8 +294,9 @@ def _work(config: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, int(settings.training.cpus_per_worker)))
     if not settings.training.gpus_per_worker:
         settings = settings.model_copy(update={"models": settings.models.model_copy(update={"device": "cpu"})})
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("lorafleet").addHandler(_ToQueue(queue))
     try:
         model, tokenizer = choose_backend(settings).load(settings)
     except LoRAFleetError as error:
@@ -309,19 +322,33 @@ def _work(config: dict[str, Any]) -> None:
             ray.get(queue.done.remote(worker, card))
 
 
+class _ToQueue(logging.Handler):
+    """Tells the queue what a worker warns of: its own log is on its own machine."""
+
+    def __init__(self, queue: ActorHandle) -> None:
+        super().__init__(logging.WARNING)
+        self._queue = queue
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._queue.warn.remote(record.getMessage())
+
+
 @contextmanager
 def _watched(queue: ActorHandle, bar: Bar) -> Iterator[None]:
-    """Move the bar by what the queue hears from the workers, from a thread: `fit` blocks the main one."""
+    """Move the bar by what the queue hears from the workers, and show warnings, from a thread: `fit` blocks the main one."""
     ended = threading.Event()
 
     def poll() -> None:
-        shown = 0
+        shown, warned = 0, 0
         while True:
             last = ended.wait(POLL_SECONDS)
             view = ray.get(queue.view.remote())
             # After a worker's death steps are taken again; a bar does not go back.
             bar.advance(max(0, view.steps - shown), view.note)
             shown = max(shown, view.steps)
+            for warning in view.warnings[warned:]:
+                typer.echo(f"warning: {warning}", err=True)
+            warned = len(view.warnings)
             if last:
                 return
 
@@ -335,13 +362,17 @@ def _watched(queue: ActorHandle, bar: Bar) -> Iterator[None]:
 
 
 def print_report(report: TrainReport) -> None:
-    """The adapters as a table, and what failed on standard error."""
+    """The adapters as a table, how many there are of which kind, and what failed on standard error."""
     table = Table("task", "rows", "steps", "first loss", "last loss", "seconds", "")
     for task, card in report.adapters.items():
-        note = "skipped" if task in report.skipped else ""
+        resumed = f"resumed after step {', '.join(map(str, card.resumed))}" if card.resumed else ""
+        note = "skipped" if task in report.skipped else resumed
         figures = (card.rows, card.steps, f"{card.first_loss:.3f}", f"{card.last_loss:.3f}", f"{card.seconds:.1f}")
         table.add_row(task, *(str(figure) for figure in figures), note)
     Console().print(table)
+    skipped = len(report.skipped)
+    trained = len(report.adapters) - skipped
+    typer.echo(f"{trained} trained, {skipped} skipped, {len(report.failed)} failed in {report.seconds:.0f} s")
     for task, reason in report.failed.items():
         typer.echo(f"failed: {task}: {reason}", err=True)
 
@@ -353,7 +384,9 @@ def command(
     hub_root: HubRootOption = None,
     source: SourceOption = None,
     tasks: TasksOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Train current adapters again, too.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Train all adapters from the first step, the current ones too.")
+    ] = False,
 ) -> None:
     """Train the adapters that are missing or no longer current, on the Ray cluster that this runs on."""
     report = train_adapters(settings_from(config, overrides, state, hub_root, source, tasks), force)

@@ -69,7 +69,10 @@ class Index(Section):
 
 
 class Training(Section):
-    """The recipe of an adapter, and how many are trained at once."""
+    """The recipe of an adapter, and how many are trained at once.
+
+    Every `checkpoint_steps` optimiser steps what a killed run needs to go on is kept in storage; 0 for never.
+    """
 
     rank: Count = 16
     alpha: Annotated[float, Field(gt=0)] = 32
@@ -92,6 +95,7 @@ class Training(Section):
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     worker_failures: Annotated[int, Field(ge=-1)] = 3
+    checkpoint_steps: Annotated[int, Field(ge=0)] = 100
 
 
 class Weighing(Section):

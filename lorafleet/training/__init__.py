@@ -1,20 +1,24 @@
 """One adapter from its examples. Never imports Ray; jobs/train_adapters.py fans it out.
 
-Reads from top to bottom: `adapter` (train_adapter), `backends` (PEFT or unsloth), `loss`, `rows` (examples as token ids,
-batches), `cards` (what is known about an adapter, and whether it is still current).
+Reads from top to bottom: `adapter` (train_adapter), `backends` (PEFT or unsloth), `optimisation` (the steps), `loss`,
+`rows` (examples as token ids, batches), `checkpoints` and `randomness` (what a killed run goes on from), `cards` (what is
+known about an adapter, and whether it is still current).
 """
 
-from lorafleet.training.adapter import train_adapter
+from lorafleet.training.adapter import sweep, train_adapter
 from lorafleet.training.backends import choose_backend
 from lorafleet.training.cards import AdapterCard, adapter_name, is_current, read_card
+from lorafleet.training.checkpoints import delete_checkpoints
 from lorafleet.training.rows import optimiser_steps
 
 __all__ = [
     "AdapterCard",
     "adapter_name",
     "choose_backend",
+    "delete_checkpoints",
     "is_current",
     "optimiser_steps",
     "read_card",
+    "sweep",
     "train_adapter",
 ]

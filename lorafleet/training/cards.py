@@ -1,6 +1,8 @@
 """The card of an adapter: what it was trained on, how, and with what outcome. It lies beside the weights."""
 
-from dataclasses import asdict, dataclass, fields
+import hashlib
+import json
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,15 @@ from lorafleet.tasks import Corpus
 CARD = "card.json"
 WEIGHTS = "adapter_model.safetensors"
 # What says where and how fast an adapter is trained, not what it learns.
-PLACEMENT = {"workers", "gpus_per_worker", "cpus_per_worker", "worker_failures", "backend", "gradient_checkpointing"}
+PLACEMENT = {
+    "workers",
+    "gpus_per_worker",
+    "cpus_per_worker",
+    "worker_failures",
+    "backend",
+    "gradient_checkpointing",
+    "checkpoint_steps",
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,8 @@ class AdapterCard:
         seconds: from wrapping the base model to the saved weights.
         versions: of torch, transformers and peft.
         date: when it was done, ISO 8601, UTC.
+        losses: mean loss per answer token of every step's batch.
+        resumed: the steps that a checkpoint was gone on from after another process had been stopped; mostly none.
     """
 
     name: str
@@ -53,6 +65,8 @@ class AdapterCard:
     tokens: int
     versions: dict[str, str]
     date: str
+    losses: list[float] = field(default_factory=list)
+    resumed: list[int] = field(default_factory=list)
 
 
 def adapter_name(settings: Settings, task: str) -> str:
@@ -73,7 +87,9 @@ def read_card(folder: Path) -> AdapterCard | None:
         data = read_json(folder / CARD)
     except ValueError:
         return None
-    if not isinstance(data, dict) or data.keys() != {field.name for field in fields(AdapterCard)}:
+    needed = {part.name for part in fields(AdapterCard) if part.default_factory is MISSING}
+    known = {part.name for part in fields(AdapterCard)}
+    if not isinstance(data, dict) or not needed <= data.keys() <= known:
         return None
     return AdapterCard(**data)
 
@@ -85,6 +101,13 @@ def is_current(card: AdapterCard, corpus: Corpus, settings: Settings) -> bool:
         and card.base_fingerprint == models.fingerprint(settings.models.base, settings.models.base_revision)
         and _recipe(card.training) == _recipe(recorded(settings.training))
     )
+
+
+def training_fingerprint(corpus: Corpus, settings: Settings, backend: str) -> str:
+    """A digest of rows, base model, recipe and backend: checkpoints with the same one lead to the same adapter."""
+    base = models.fingerprint(settings.models.base, settings.models.base_revision)
+    parts = [corpus.fingerprint, base, _recipe(recorded(settings.training)), backend]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def recorded(training: Training) -> dict[str, Any]:

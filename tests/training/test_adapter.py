@@ -1,5 +1,6 @@
 """One adapter: the loss is on the answer, the base model comes back as it was, and what is saved is what was trained."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -138,6 +139,27 @@ def test_a_loss_that_is_no_number_leaves_no_adapter_and_a_clean_base(settings, c
         train(corpus, settings, tmp_path / "adapter", model)
     assert list(tmp_path.iterdir()) == []
     assert not any("lora" in name for name, _ in model.named_modules())
+
+
+def test_a_gradient_that_is_no_number_is_refused_with_its_step(settings, corpus, tmp_path):
+    steep = settings.model_copy(update={"training": settings.training.model_copy(update={"learning_rate": 1e30})})
+    with pytest.raises(TrainingError, match=r"no longer a number at step [234].*training\.learning_rate = 1e\+30"):
+        train(corpus, steep, tmp_path / "adapter")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_card_tells_every_loss_and_one_without_them_is_still_read(settings, corpus, tmp_path):
+    card = train(corpus, settings, tmp_path / "adapter")
+    assert read_card(tmp_path / "adapter") == card
+    assert len(card.losses) == card.steps
+    assert card.losses[-1] < card.losses[0]
+    assert card.resumed == []
+    file = tmp_path / "adapter" / "card.json"
+    data = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in data.items() if key not in ("losses", "resumed")}))
+    assert is_current(read_card(tmp_path / "adapter"), corpus, settings)
+    file.write_text(json.dumps(data | {"unknown": 1}))
+    assert read_card(tmp_path / "adapter") is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="unsloth may work here")
