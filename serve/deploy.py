@@ -16,6 +16,7 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 from jobs.cluster import connect
+from lorafleet.cli.endpoint import endpoint_url
 from lorafleet.cli.options import ConfigOption, SetOption, StateOption, settings_from
 from lorafleet.cli.running import run
 from lorafleet.config import Settings
@@ -55,15 +56,9 @@ def deploy(settings: Settings) -> str:
     target = serve.RunTarget(assemble(settings), name=APPLICATION, route_prefix="/")
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     _wait_until_running()
-    url = endpoint(settings)
+    url = endpoint_url(settings)
     _wait_until_ready(url)
     return url
-
-
-def endpoint(settings: Settings) -> str:
-    """The URL of the endpoint, as a program on this machine reaches it."""
-    host = "127.0.0.1" if settings.serving.host in ("0.0.0.0", "::", "") else settings.serving.host
-    return f"http://{host}:{settings.serving.port}"
 
 
 def _wait_until_running() -> None:

@@ -12,7 +12,9 @@ from lorafleet.config import Settings
 
 def ask(
     text: Annotated[str, typer.Argument(help="The query.")],
-    method: Annotated[str | None, typer.Option(help="linear, cat, ties or magnitude_prune.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="How the adapters are combined, such as linear or cat [composing.method].")
+    ] = None,
     model: Annotated[str, typer.Option(help="auto (retrieval decides), base, or an adapter's name.")] = "auto",
     max_tokens: Annotated[int | None, typer.Option(help="At most so many new tokens.")] = None,
     config: ConfigOption = None,

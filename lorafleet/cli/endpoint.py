@@ -15,8 +15,9 @@ KeyOption = Annotated[
 
 
 def endpoint_url(settings: Settings) -> str:
-    """Where the endpoint of this machine listens."""
-    return f"http://{settings.serving.host}:{settings.serving.port}"
+    """The URL of the endpoint, as a program on this machine reaches it."""
+    host = "127.0.0.1" if settings.serving.host in ("0.0.0.0", "::", "") else settings.serving.host
+    return f"http://{host}:{settings.serving.port}"
 
 
 def call_endpoint(

@@ -14,11 +14,9 @@ from lorafleet.engine.cache import KeyValueCache
 from lorafleet.engine.requests import TokenChoice
 from lorafleet.engine.runner import Runner
 from lorafleet.engine.sampling import Choosing, Chosen, choose, tell
-from lorafleet.engine.segments import Segment
+from lorafleet.engine.segments import PASS_PROMPTS, Segment
 from lorafleet.engine.sequence import Scoring, Sequence
 
-PROMPTS = 32
-"""Of a pass; so many fit into a graph."""
 Under = TypeVar("Under")
 
 
@@ -137,7 +135,7 @@ class Loop:
         pieces: list[tuple[Sequence, Segment[Any]]] = []
         left = self._prefill_tokens
         for sequence in self._prefilling:
-            if left <= 0 or len(pieces) == PROMPTS:
+            if left <= 0 or len(pieces) == PASS_PROMPTS:
                 break
             segment = sequence.next_segment(left)
             pieces.append((sequence, segment))

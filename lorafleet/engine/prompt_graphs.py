@@ -16,10 +16,9 @@ from lorafleet.composition.tables import block_count, block_for, contents, empty
 from lorafleet.engine.capture import GraphMemory, capture
 from lorafleet.engine.paged_attention import QueryBlocks
 from lorafleet.engine.paged_cache import PREFILL_ROWS, PagedAttention, PagedCache, Pages, query_blocks, slots_of, tables_of
-from lorafleet.engine.segments import Segment
+from lorafleet.engine.segments import PASS_PROMPTS, Segment
 
 SIZES = (32, 64, 128, 256, 512, 768, 1024, 1536)
-SEGMENTS = 32
 SPARE_BLOCKS = 16
 """A prompt begins a block of tokens of its own: so many blocks more than the tokens alone would fill."""
 ENTRIES_PER_BLOCK = 8
@@ -34,7 +33,7 @@ class _Pass:
         inputs: int32 [3, tokens]: ids, places in their texts, slots.
         wanted: int32 [WANTED], whose logits the pass gives.
         queries: int32 [4, blocks], as in `QueryBlocks`.
-        tables: int32 [SEGMENTS, pages], the pages of every segment's sequence.
+        tables: int32 [PASS_PROMPTS, pages], the pages of every segment's sequence.
         adapters: their entries; None for a pass without adapters.
     """
 
@@ -73,7 +72,7 @@ class PromptGraphs:
         count = sum(len(segment.tokens) for segment in segments)
         wanted = sum(len(segment.wanted) for segment in segments)
         size = next((size for size in self._sizes if size >= count), None)
-        if size is None or len(segments) > SEGMENTS or wanted > WANTED or any(segment.options for segment in segments):
+        if size is None or len(segments) > PASS_PROMPTS or wanted > WANTED or any(segment.options for segment in segments):
             return None
         composed = any(segment.lease is not None and segment.lease.pages.size for segment in segments)
         found = self._pass(size, composed)
@@ -137,8 +136,8 @@ class PromptGraphs:
         made = _Pass(
             zeros(3, size),
             zeros(WANTED),
-            zeros(4, -(-size // cache.block_tokens) + SEGMENTS),
-            zeros(SEGMENTS, cache.widest),
+            zeros(4, -(-size // cache.block_tokens) + PASS_PROMPTS),
+            zeros(PASS_PROMPTS, cache.widest),
             empty_table(block, blocks, ENTRIES_PER_BLOCK * blocks, self._composed.pool.pages) if composed else None,
         )
         made.inputs[2] = -1

@@ -8,6 +8,8 @@ import torch
 
 from lorafleet.composition import Lease
 
+PASS_PROMPTS = 32
+"""Segments of prompts in a pass at most: so many have a place in a CUDA graph."""
 Room = TypeVar("Room")
 
 
