@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from itertools import cycle
 from queue import SimpleQueue
 from typing import Annotated, Any
@@ -216,12 +215,11 @@ def soak(
     """
     report = Report()
     model = make_model()
-    make = lru_cache(2 * len(NAMES))(lambda name, version: random_adapter(model, name, version, rank))
     engine = Engine(
         model, tokenizer, rows=ROWS, longest=LONGEST, waiting=2 * ROWS, prefill_tokens=64, pages=PAGES, page_rank=PAGE_RANK
     )
     start = time.perf_counter()
-    shelf = Shelf(engine, make)
+    shelf = Shelf(engine, lambda name, version: random_adapter(model, name, version, rank))
     _warm_up(engine, tokenizer)
     answered = _storm(engine, shelf, list(plans(requests, seed, tokenizer, unhurried)), report)
     report.held = still_held(engine)
@@ -230,9 +228,14 @@ def soak(
     engine.close()
     start = time.perf_counter()
     alone = Engine(make_model(), tokenizer, rows=1, longest=LONGEST, pages=PAGES, page_rank=PAGE_RANK)
+    there: dict[str, int] = {}
     with progress("each alone", len(answered)) as bar:
         for asked in sorted(answered, key=lambda asked: asked.plan.number):
-            report.differences += _compared(alone, asked, make)
+            for name, version in asked.versions.items():
+                if there.get(name) != version:
+                    alone.pool.add(random_adapter(model, name, version, rank))
+                    there[name] = version
+            report.differences += _compared(alone, asked)
             bar.advance(1)
     alone.close()
     report.seconds_alone = time.perf_counter() - start
@@ -307,12 +310,8 @@ def _outcome(future: "Future[Any]") -> str:
     return "answered" if error is None else f"failed: {error!r}"
 
 
-def _compared(alone: Engine, asked: Asked, make: Callable[[str, int], Adapter]) -> list[str]:
+def _compared(alone: Engine, asked: Asked) -> list[str]:
     """What is different about the answer where the request is the only one: nothing, or one line."""
-    for name, version in asked.versions.items():
-        adapter = make(name, version)
-        if name not in alone.pool or alone.pool[name] is not adapter:
-            alone.pool.add(adapter)
     request, found = asked.plan.request, asked.future.result()
     where = f"request {asked.plan.number} ({request.composition.method})"
     if isinstance(request, ScoreRequest):

@@ -12,6 +12,7 @@ from lorafleet.engine import Engine, Generation, GenerationRequest, OptionScore,
 from lorafleet.errors import CompositionError
 from lorafleet.models import load_base_model, load_tokenizer
 from lorafleet.retrieval import Encoder, Neighbour, open_index
+from lorafleet.tasks import prompt_version
 from lorafleet.weighing import TaskWeights, make_weigher
 
 LEAST_ADAPTERS = 8
@@ -67,7 +68,7 @@ class Fleet:
         Raises:
             IndexUnavailable, IndexMismatch: the index cannot be read, or another encoder made it.
         """
-        index = open_index(self.settings)
+        index = open_index(self.settings, prompt_version())
         embeddings = self._encoder.encode(texts, self.settings.index.encode_batch)
         return index.query(embeddings, self.settings.weighing.neighbours, without=without)
 
@@ -129,8 +130,11 @@ class Fleet:
         return self.engine.score(requests, note)
 
 
-def load_engine(settings: Settings, roster: Roster) -> Engine:
+def load_engine(settings: Settings, roster: Roster, niceness: int = 0) -> Engine:
     """The base model with a roster's adapters, each under its task's name.
+
+    Args:
+        niceness: of the engine's thread, as in `Engine`.
 
     Raises:
         AdapterError: an adapter cannot be loaded.
@@ -151,6 +155,7 @@ def load_engine(settings: Settings, roster: Roster) -> Engine:
         pages=math.ceil(generation.adapter_ranks / page_rank) if generation.adapter_ranks else room,
         page_rank=page_rank,
         cache_gib=generation.cache_gib,
+        niceness=niceness,
     )
     for adapter in adapters:
         engine.pool.add(adapter)

@@ -27,6 +27,7 @@ from serve.deadline import Deadline
 from serve.errors import AWAY_RETRY_SECONDS, SERVER_ERROR, ApiError, answer_errors, awaited, sentence
 from serve.follower import Follower, Published
 from serve.guard import KeyGuard, guard_by
+from serve.hanging_up import HangingUp
 from serve.in_flight import InFlight, those_of_before_are_over
 from serve.listing import listed, listed_adapter
 from serve.messages import Completed, Found, Order, Sampling, Weighed
@@ -96,8 +97,10 @@ api = FastAPI(
 api.add_middleware(BodyLimit)
 api.add_middleware(InFlight)
 api.add_middleware(KeyGuard)
-# The last one is the outermost: it sees what the others refuse.
+# It sees what the others refuse.
 api.add_middleware(RequestMetrics)
+# The last one is the outermost.
+api.add_middleware(HangingUp)
 answer_errors(api)
 api.include_router(router)
 

@@ -27,6 +27,9 @@ from serve.messages import Begun, Completed, Continuation, Ended, Load, News, Or
 from serve.metrics import GenerationMetrics
 from serve.transcript import Transcript
 
+NICENESS = 10
+"""Of an engine on CPUs: gateway, encoder and weigher take milliseconds, and go first."""
+
 
 @serve.deployment(name="Generator")
 class Generator:
@@ -39,12 +42,13 @@ class Generator:
             ModelError, AdapterError: one of them cannot be loaded.
         """
         logging.getLogger("transformers").setLevel(logging.ERROR)
-        if pick_device(settings.models.device).type == "cpu":
+        on_cpu = pick_device(settings.models.device).type == "cpu"
+        if on_cpu:
             # Ray gives a replica one thread for every CPU that it reserves, and this one reserves less than it uses.
             torch.set_num_threads(len(os.sched_getaffinity(0)))
         self._settings = settings
         self._roster = stored_adapters(settings)
-        self._engine = load_engine(settings, self._roster)
+        self._engine = load_engine(settings, self._roster, NICENESS if on_cpu else 0)
         self._engine.warm_up()
         self._metrics = GenerationMetrics(self._engine, settings.generation.rows)
         self._follower = Follower(pool, "generator", self._take_adapters)

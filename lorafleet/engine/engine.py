@@ -1,6 +1,7 @@
 """The engine: requests come in from any thread, one thread computes, answers go out as they come."""
 
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -52,6 +53,7 @@ class Engine:
         prefill_tokens: tokens of one pass over prompts; the rows on their way wait for no more than that.
         pages, page_rank: of the adapters at hand, as in `AdapterPool`.
         cache_gib: memory for keys and values on a GPU; most of what is free where absent.
+        niceness: added to that of the engine's thread; on CPUs, those who compute a little beside it then need not wait.
     """
 
     def __init__(
@@ -67,8 +69,9 @@ class Engine:
         pages: int = 256,
         page_rank: int = 16,
         cache_gib: float | None = None,
+        niceness: int = 0,
     ) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer, self._niceness = tokenizer, niceness
         self._max_prompt_tokens, self._waiting = min(max_prompt_tokens, longest - 1), waiting
         self._vocabulary = int(model.config.get_text_config().vocab_size)
         self._composed = ComposedModel(model, pages, page_rank)
@@ -261,6 +264,8 @@ class Engine:
 
     @torch.inference_mode()
     def _work(self) -> None:
+        # On Linux of this thread, and of those that compute for it, alone.
+        os.nice(self._niceness)
         while True:
             with self._news:
                 self._news.wait_for(lambda: self._closed or not self._loop.idle)

@@ -3,6 +3,7 @@ import asyncio
 import pytest
 import ray.serve.schema
 import yaml
+from ray.exceptions import TaskCancelledError
 from tiny_language_model import tiny_model, tiny_tokenizer
 
 import serve.app
@@ -11,6 +12,7 @@ from lorafleet.engine import Engine, GenerationRequest
 from lorafleet.errors import SettingsError, UnknownAdapter
 from serve.deploy import last_error
 from serve.generator import chat_prompt, generate
+from serve.hanging_up import HangingUp
 
 
 def test_whoever_no_longer_waits_frees_the_row():
@@ -77,3 +79,22 @@ lorafleet.errors.ModelError: no folder for the model './nowhere'. Give a hub id,
 """
     assert last_error(quoted) == "no folder for the model './nowhere'. Give a hub id, or an existing folder"
     assert last_error("waiting for\n 1 GPU") == "waiting for 1 GPU"
+
+
+def test_a_request_that_ray_calls_off_is_one_whose_client_left():
+    told = []
+
+    async def application(scope, receive, send):
+        told.append(await receive())
+        told.append(await receive())
+
+    messages = iter([{"type": "http.request", "body": b"{}"}])
+
+    async def receive():
+        try:
+            return next(messages)
+        except StopIteration:
+            raise TaskCancelledError from None
+
+    asyncio.run(HangingUp(application)({"type": "http"}, receive, receive))
+    assert told == [{"type": "http.request", "body": b"{}"}, {"type": "http.disconnect"}]
