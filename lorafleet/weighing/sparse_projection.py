@@ -1,0 +1,33 @@
+"""The nearest prototypes whose sparse combination comes nearest to the query (arXiv 2410.09908)."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from lorafleet.weighing.evidence import Evidence
+from lorafleet.weighing.projection import project
+from lorafleet.weighing.shares import task_shares
+from lorafleet.weighing.weights import TaskWeights
+
+
+@dataclass(frozen=True)
+class SparseProjection:
+    """Projects the query onto the `k` nearest prototypes. Weights may be negative, and sum to 1.
+
+    Attributes:
+        penalty: of the weights' absolute values: at 0 the affine projection, at a large one no weight is negative.
+    """
+
+    penalty: float = 1.0
+    k: int = 3
+
+    def weigh(self, evidence: Evidence, among: Collection[str] | None = None) -> TaskWeights:
+        """The weights of the tasks that have a prototype, among these; the largest absolute value first."""
+        shares = task_shares(evidence, among)
+        nearest = evidence.nearest(self.k, among)
+        if not nearest or evidence.embedding is None:
+            return TaskWeights({}, shares)
+        weights = project(evidence.embedding, np.stack([near.vector for near in nearest]), self.penalty)
+        found = {near.task: float(weight) for near, weight in zip(nearest, weights, strict=True) if weight}
+        return TaskWeights(dict(sorted(found.items(), key=lambda item: (-abs(item[1]), item[0]))), shares)

@@ -1,0 +1,84 @@
+"""The weighers that look at where a query lies: a case by hand, and what must hold for any query."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pytest import approx
+
+from lorafleet.errors import LoRAFleetError
+from lorafleet.weighing.evidence import Evidence
+from lorafleet.weighing.nearest_prototypes import NearestPrototypes
+from lorafleet.weighing.prototypes import Prototypes
+from lorafleet.weighing.routed import Routed
+from lorafleet.weighing.router import Router, train_router
+from lorafleet.weighing.sparse_projection import SparseProjection
+
+PROTOTYPES = Prototypes.of({"north": [0, 0.5], "east": [1, 0], "west": [-1, 0]})
+EAST_BY_NORTH = np.array([0.8, 0.6], np.float32)
+DRAWS = st.integers(0, 2**32 - 1)
+
+
+def evidence(embedding, router=None):
+    return Evidence([], np.asarray(embedding, np.float32), PROTOTYPES, router)
+
+
+@pytest.mark.parametrize(
+    ("weigher", "weights"),
+    [
+        (NearestPrototypes(0.2, 1), {"east": 1.0}),
+        (NearestPrototypes(0.2, 2), {"east": math.e / (math.e + 1), "north": 1 / (math.e + 1)}),
+        (NearestPrototypes(1e9, 3), {"east": 1 / 3, "north": 1 / 3, "west": 1 / 3}),
+        # (0.8 - e)^2 + (0.6 - n / 2)^2 is least for e + n = 1 at n = 0.4.
+        (SparseProjection(0.0, 2), {"east": 0.6, "north": 0.4}),
+        (SparseProjection(1.0, 1), {"east": 1.0}),
+    ],
+)
+def test_a_case_by_hand(weigher, weights):
+    found = weigher.weigh(evidence(EAST_BY_NORTH))
+    assert dict(found) == approx(weights, abs=1e-6)
+    assert set(list(found)[:1]) <= {"east"}
+
+
+def test_only_tasks_with_an_adapter_count():
+    for weigher in (NearestPrototypes(k=1), SparseProjection(k=1), SparseProjection(k=9)):
+        assert dict(weigher.weigh(evidence(EAST_BY_NORTH), among={"north"})) == approx({"north": 1.0})
+        assert weigher.weigh(evidence(EAST_BY_NORTH), among={"elsewhere"}) == {}
+        assert weigher.weigh(Evidence([])) == {}
+
+
+@settings(deadline=None)
+@given(DRAWS, st.floats(0, 3), st.integers(1, 9))
+def test_projected_weights_sum_to_one_and_lie_on_the_nearest(seed, penalty, count):
+    draws = np.random.default_rng(seed)
+    prototypes = Prototypes.of({str(task): draws.standard_normal(5) for task in range(6)})
+    query = draws.standard_normal(5).astype(np.float32)
+    weights = SparseProjection(penalty, count).weigh(Evidence([], query, prototypes))
+    assert sum(weights.values()) == approx(1, abs=1e-5)
+    assert set(weights) <= {near.task for near in prototypes.nearest(query, count)}
+    assert [abs(weight) for weight in weights.values()] == sorted(map(abs, weights.values()), reverse=True)
+
+
+@pytest.mark.parametrize("tasks", [2, 4])
+def test_a_router_learns_what_can_be_told_apart_and_is_the_same_from_its_file(tmp_path, tasks):
+    draws = np.random.default_rng(0)
+    centres = draws.standard_normal((tasks, 8)) * 3
+    rows = np.repeat(np.arange(tasks), 40)
+    embeddings = (centres[rows] + draws.standard_normal((len(rows), 8)) * 0.3).astype(np.float32)
+    names = [f"task {row}" for row in rows]
+    router = train_router(embeddings, names, "some encoder")
+    for task, centre in enumerate(centres):
+        likely = router.probabilities(centre)
+        assert next(iter(likely)) == f"task {task}"
+        assert sum(likely.values()) == approx(1)
+        assert dict(Routed(1).weigh(evidence(centre, router))) == {f"task {task}": 1.0}
+        assert dict(Routed(99).weigh(evidence(centre, router))) == approx(likely)
+    router.save(tmp_path / "router.safetensors")
+    again = Router.load(tmp_path / "router.safetensors", "some encoder")
+    assert again.probabilities(centres[0]) == router.probabilities(centres[0])
+    with pytest.raises(LoRAFleetError, match=r"some encoder.*another"):
+        Router.load(tmp_path / "router.safetensors", "another")
+    with pytest.raises(LoRAFleetError, match=r"jobs\.train_router"):
+        Router.load(tmp_path / "nothing", "some encoder")
