@@ -90,12 +90,16 @@ class Training(Section):
     seed: int = 0
     backend: Literal["auto", "peft", "unsloth"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantization: Literal["none", "4bit"] = "none"
     gradient_checkpointing: bool = False
+    cuda_graphs: bool = True
     workers: Count | None = None
+    workers_per_adapter: Count = 1
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     worker_failures: Annotated[int, Field(ge=-1)] = 3
     checkpoint_steps: Annotated[int, Field(ge=0)] = 100
+    tracking: Literal["none", "wandb", "tensorboard"] = "none"
 
 
 class Weighing(Section):
@@ -140,14 +144,56 @@ class Generation(Section):
     cache_gib: Annotated[float, Field(gt=0)] | None = None
 
 
+class Evaluation(Section):
+    """How methods are measured, and where that is kept: in `folder`, or in the state folder's evaluation/.
+
+    `search` compares queries with every training row ("exact") or asks the index in Chroma; `query` says how much of a row
+    is embedded: with its instruction, with the names of its fields alone, or its bare text. The engine computes `rows`
+    sequences at once (128 on GPUs, generation.rows on CPUs) and `pass_tokens` in a pass (8,192 on GPUs). `multitask` names
+    the adapter that was trained on everything, `scoring_rows` bounds the training rows a task that choose the scoring.
+    Intervals are of 95 %, from so many `resamples`. A worker of the job has `cpus_per_worker` and `gpus_per_worker`.
+    """
+
+    folder: Path | None = None
+    search: Literal["exact", "index"] = "exact"
+    query: Literal["instruction", "fields", "bare"] = "instruction"
+    rows: Count | None = None
+    pass_tokens: Count | None = None
+    answer_tokens: Count = 24
+    multitask: str | None = None
+    scoring_rows: Count = 200
+    resamples: Annotated[int, Field(ge=100)] = 2000
+    seed: int = 0
+    workers: Count | None = None
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    worker_failures: Annotated[int, Field(ge=0)] = 2
+
+
 class Scaling(Section):
-    """Replicas of one deployment; Ray Serve adds and removes them by the requests in flight."""
+    """Replicas of one deployment; Ray Serve adds and removes them by the requests in flight.
+
+    One is added when each has had more than `target_ongoing_requests` for `upscale_delay_seconds`, one goes when fewer would
+    have done for `downscale_delay_seconds`. With `min_replicas` 0 the last one goes as well, and the next request waits for a
+    start. A replica takes `max_ongoing_requests`, `max_queued_requests` wait for one, and what is beyond is refused with 429.
+
+    A replica is asked for its health every `health_period_seconds`, and replaced if it does not answer for
+    `health_timeout_seconds`. One that is to go has `drain_seconds` to end what it has begun; without it, as long as a request
+    may take. While replicas are replaced by those of other settings, `surge_percent` more may run: 100 starts the new ones
+    before the old ones go, 0 the other way round. Without it, 100 where a replica holds no GPU: a second may not be there.
+    """
 
     min_replicas: Annotated[int, Field(ge=0)] = 1
     max_replicas: Count = 1
     target_ongoing_requests: Annotated[float, Field(gt=0)] = 8
     max_ongoing_requests: Count = 64
     max_queued_requests: Count = 128
+    upscale_delay_seconds: Annotated[float, Field(ge=0)] = 15
+    downscale_delay_seconds: Annotated[float, Field(ge=0)] = 300
+    health_period_seconds: Annotated[float, Field(gt=0)] = 5
+    health_timeout_seconds: Annotated[float, Field(gt=0)] = 30
+    drain_seconds: Annotated[float, Field(ge=0)] | None = None
+    surge_percent: Annotated[int, Field(ge=0, le=100)] | None = None
     cpus: Annotated[float, Field(ge=0)] = 0
     gpus: Annotated[float, Field(ge=0)] = 0
 
@@ -190,6 +236,17 @@ class Guard(Section):
     open_admin: bool = False
 
 
+class Logging(Section):
+    """What the deployments log. With `encoding` json each record is a line of JSON, with request id, deployment and replica.
+
+    `access` is one line a request in every deployment that it passes through. Prompts and answers are never logged.
+    """
+
+    encoding: Literal["text", "json"] = "text"
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    access: bool = True
+
+
 class Settings(BaseSettings):
     """The whole tree. `state` is the folder (or volume) that holds everything LoRAFleet writes."""
 
@@ -205,8 +262,10 @@ class Settings(BaseSettings):
     weighing: Weighing = Weighing()
     composing: Composing = Composing()
     generation: Generation = Generation()
+    evaluation: Evaluation = Evaluation()
     serving: Serving = Serving()
     guard: Guard = Guard()
+    logging: Logging = Logging()
 
     @property
     def adapters(self) -> Path:

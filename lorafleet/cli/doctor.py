@@ -117,11 +117,12 @@ def _disk(settings: Settings) -> Finding:
 
 def _chroma(settings: Settings) -> Finding:
     from lorafleet.retrieval import open_index, server
+    from lorafleet.tasks import prompt_version
 
     if not server.answers(settings.index):
         return Finding("chroma", True, f"no server at {settings.index.url}", "lorafleet up starts one")
     try:
-        rows = sum(open_index(settings).counts().values())
+        rows = sum(open_index(settings, prompt_version()).counts().values())
     except LoRAFleetError as error:
         return Finding("chroma", False, error.problem, error.mend)
     return Finding("chroma", True, f"{rows} rows at {settings.index.url}")

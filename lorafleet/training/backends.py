@@ -6,11 +6,15 @@ from typing import Any, Protocol
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lorafleet.config import Settings, Training
 from lorafleet.errors import TrainingError
-from lorafleet.models import load_base_model, load_tokenizer, locate, pick_device, pick_dtype
+from lorafleet.models import load_base_model, load_tokenizer, locate, pick_device, pick_dtype, unpacked
+from lorafleet.training.quantization import check_quantization, load_in_4_bits
+
+# What unsloth 2026.10 puts its own layers into.
+UNSLOTH_KINDS = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "cohere", "granite"}
 
 
 class Backend(Protocol):
@@ -23,6 +27,10 @@ class Backend(Protocol):
     @property
     def reason(self) -> str:
         """Why it was chosen."""
+
+    @property
+    def own_kernels(self) -> bool:
+        """Whether it replaces the layers' code by its own, which takes weights in float32 and attends in its own way."""
 
     def load(self, settings: Settings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The base model for training, frozen, and its tokenizer."""
@@ -37,12 +45,15 @@ class PeftBackend:
 
     reason: str
     name: str = "peft"
+    own_kernels: bool = False
 
     def load(self, settings: Settings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The base model in the format of `training.dtype`; float32 where `auto` would be float16, which needs scaling."""
         dtype = pick_dtype(settings.training.dtype, pick_device(settings.models.device))
-        named = "float32" if dtype == torch.float16 else str(dtype).removeprefix("torch.")
-        return load_base_model(settings.models, named), load_tokenizer(settings.models)
+        dtype = torch.float32 if dtype == torch.float16 else dtype
+        if settings.training.quantization == "4bit":
+            return load_in_4_bits(settings, dtype), load_tokenizer(settings.models)
+        return load_base_model(settings.models, str(dtype).removeprefix("torch.")), load_tokenizer(settings.models)
 
     def attach(self, model: PreTrainedModel, training: Training) -> PeftModel:
         """The model with LoRA layers on `training.modules`.
@@ -76,19 +87,27 @@ class UnslothBackend:
 
     reason: str
     name: str = "unsloth"
+    own_kernels: bool = True
 
     def load(self, settings: Settings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """The base model with unsloth's kernels, unquantised."""
+        """The base model with unsloth's kernels."""
         from unsloth import FastLanguageModel
 
-        source = locate(settings.models.base)
-        dtype = pick_dtype(settings.training.dtype, pick_device(settings.models.device))
+        device = pick_device(settings.models.device)
+        folder = unpacked(locate(settings.models.base))
+        config = AutoConfig.from_pretrained(folder, revision=settings.models.base_revision or "main")
+        longest = getattr(config, "max_position_embeddings", 0)
         model, _ = FastLanguageModel.from_pretrained(
-            source.location,
+            folder,
             revision=settings.models.base_revision,
-            max_seq_length=settings.training.max_tokens,
-            dtype=dtype,
-            load_in_4bit=False,
+            # Longer rows it would cut without a word, their answers first.
+            max_seq_length=max(settings.training.max_tokens, longest),
+            dtype=pick_dtype(settings.training.dtype, device),
+            load_in_4bit=settings.training.quantization == "4bit",
+            # Not another repository's weights for those that are asked for.
+            use_exact_model_name=True,
+            use_gradient_checkpointing="unsloth" if settings.training.gradient_checkpointing else False,
+            device_map={"": torch.cuda.current_device()},
         )
         return model, load_tokenizer(settings.models)
 
@@ -114,8 +133,9 @@ def choose_backend(settings: Settings) -> Backend:
     """The backend that `training.backend` stands for; `auto` is unsloth where it can work, else PEFT.
 
     Raises:
-        TrainingError: unsloth is asked for and cannot work here.
+        TrainingError: unsloth, or a base in 4 bits, is asked for and cannot work here.
     """
+    check_quantization(settings)
     if settings.training.backend == "peft":
         return PeftBackend("training.backend says so")
     obstacle = _unsloth_obstacle(settings)
@@ -132,8 +152,12 @@ def _unsloth_obstacle(settings: Settings) -> str:
         return "unsloth needs CUDA"
     if importlib.util.find_spec("unsloth") is None:
         return "unsloth is not installed"
-    if locate(settings.models.base).gguf_file:
-        return "unsloth cannot train on a GGUF file"
+    source = locate(settings.models.base)
+    kind = AutoConfig.from_pretrained(unpacked(source), revision=settings.models.base_revision or "main").model_type
+    if kind not in UNSLOTH_KINDS:
+        return f"unsloth does not know models of the kind {kind}"
+    if pick_dtype(settings.training.dtype, pick_device(settings.models.device)) == torch.float16:
+        return "this GPU has no bfloat16, and float16 needs scaled gradients"
     try:
         importlib.import_module("unsloth")
     except Exception as error:

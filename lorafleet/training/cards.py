@@ -16,12 +16,15 @@ WEIGHTS = "adapter_model.safetensors"
 # What says where and how fast an adapter is trained, not what it learns.
 PLACEMENT = {
     "workers",
+    "workers_per_adapter",
     "gpus_per_worker",
     "cpus_per_worker",
     "worker_failures",
     "backend",
     "gradient_checkpointing",
+    "cuda_graphs",
     "checkpoint_steps",
+    "tracking",
 }
 
 
@@ -116,4 +119,6 @@ def recorded(training: Training) -> dict[str, Any]:
 
 
 def _recipe(training: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in training.items() if key not in PLACEMENT}
+    """What decides what an adapter learns; of a setting that a card is older than, the default."""
+    recipe = recorded(Training()) | training
+    return {key: value for key, value in recipe.items() if key not in PLACEMENT}

@@ -32,14 +32,13 @@ class Checkpoints:
     def __init__(self, adapter: Path, fingerprint: str) -> None:
         self._folder, self._fingerprint = checkpoint_folder(adapter), fingerprint
 
-    def newest(self) -> dict[str, Any] | None:
-        """What was last written and is whole; None where there is nothing. Damaged files are warned of, and deleted."""
+    def newest(self) -> Path | None:
+        """The file that was last written and is whole; None where there is none. Damaged ones are warned of, and deleted."""
         for debris in self._folder.glob(".*"):
             debris.unlink(missing_ok=True)
         for path in self._stored():
             if _is_whole(path):
-                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-                return state
+                return path
             logger.warning("the checkpoint %s is damaged: training goes on from the one before it, or from the start", path)
             path.unlink(missing_ok=True)
         return None
@@ -65,6 +64,12 @@ class Checkpoints:
     def _stored(self) -> list[Path]:
         """The files of this training, the newest first."""
         return sorted(self._folder.glob(f"{self._fingerprint}-*.pt"), reverse=True)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What was written there, its tensors on the CPU."""
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
 
 
 def checkpoint_folder(adapter: Path) -> Path:

@@ -15,9 +15,10 @@ def summed_answer_loss(model: torch.nn.Module, batch: TokenBatch) -> torch.Tenso
     otherwise be the most expensive layer. Batches hold rows of like length, so those columns are few.
     """
     logits = model(input_ids=batch.input_ids, use_cache=False, logits_to_keep=batch.columns).logits
-    targets = batch.labels[:, batch.columns + 1]
-    answered = targets != IGNORED
-    return cross_entropy(logits[answered].float(), targets[answered], reduction="sum")
+    if logits.shape[1] != len(batch.columns):
+        # unsloth's models give all columns.
+        logits = logits[:, batch.columns]
+    return cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 @torch.no_grad()
@@ -28,10 +29,8 @@ def mean_answer_loss(
     training = model.training
     model.eval()
     ordered = sorted(rows, key=len)
-    total, tokens = 0.0, 0
+    total = torch.zeros((), device=device)
     for start in range(0, len(ordered), batch):
-        padded = pad(ordered[start : start + batch], pad_id, device)
-        total += float(summed_answer_loss(model, padded))
-        tokens += padded.answer_tokens
+        total += summed_answer_loss(model, pad(ordered[start : start + batch], pad_id).to(device))
     model.train(training)
-    return total / tokens
+    return float(total) / sum(len(row.answer) for row in rows)

@@ -10,10 +10,10 @@ import torch
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed Python's, numpy's and torch's random numbers; afterwards the caller's go on as if nothing had been drawn."""
     of_python, of_numpy = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         random.seed(seed)
         numpy.random.seed(seed % 2**32)
         torch.manual_seed(seed)

@@ -36,6 +36,21 @@ class TokenRow:
 
 
 @dataclass(frozen=True)
+class BatchShape:
+    """How large a batch is.
+
+    Attributes:
+        rows: rows side by side.
+        tokens: of the longest row.
+        columns: columns whose next token belongs to an answer in some row.
+    """
+
+    rows: int
+    tokens: int
+    columns: int
+
+
+@dataclass(frozen=True)
 class TokenBatch:
     """Rows side by side, padded on the right.
 
@@ -44,15 +59,20 @@ class TokenBatch:
 
     Attributes:
         input_ids: int64 (rows, tokens).
-        labels: int64 (rows, tokens), IGNORED on padding and prompt.
         columns: int64 (n), the columns whose next token belongs to an answer in some row, in order.
-        answer_tokens: labelled tokens in all.
+        targets: int64 (rows, n), those next tokens; IGNORED where they belong to no answer.
     """
 
     input_ids: torch.Tensor
-    labels: torch.Tensor
     columns: torch.Tensor
-    answer_tokens: int
+    targets: torch.Tensor
+
+    def to(self, device: torch.device) -> "TokenBatch":
+        """The batch on `device`; a GPU takes it while it still computes what it was given before."""
+        if device.type != "cuda":
+            return self
+        parts = (self.input_ids, self.columns, self.targets)
+        return TokenBatch(*(part.pin_memory().to(device, non_blocking=True) for part in parts))
 
 
 def encode_examples(
@@ -95,16 +115,28 @@ def endless_batches(rows: Sequence[TokenRow], size: int, seed: int) -> Iterator[
         yield from batches
 
 
-def pad(rows: Sequence[TokenRow], pad_id: int, device: torch.device) -> TokenBatch:
-    """The rows as tensors on `device`."""
-    width = max(len(row) for row in rows)
-    gaps = [width - len(row) for row in rows]
-    input_ids = [[*row.prompt, *row.answer] + [pad_id] * gap for gap, row in zip(gaps, rows, strict=True)]
-    labels = [[IGNORED] * len(row.prompt) + [*row.answer] + [IGNORED] * gap for gap, row in zip(gaps, rows, strict=True)]
-    columns = {column for row in rows for column in range(len(row.prompt) - 1, len(row) - 1)}
-    return TokenBatch(
-        input_ids=torch.tensor(input_ids, device=device),
-        labels=torch.tensor(labels, device=device),
-        columns=torch.tensor(sorted(columns), device=device),
-        answer_tokens=sum(len(row.answer) for row in rows),
-    )
+def shape_of(rows: Sequence[TokenRow]) -> BatchShape:
+    """The least shape that holds the rows."""
+    return BatchShape(len(rows), max(len(row) for row in rows), len(_answer_columns(rows)))
+
+
+def pad(rows: Sequence[TokenRow], pad_id: int, shape: BatchShape | None = None) -> TokenBatch:
+    """The rows as tensors on the CPU.
+
+    Args:
+        shape: of the batch, where it is to be larger than the rows need; what is added has no part in the loss.
+    """
+    columns = _answer_columns(rows)
+    shape = shape or shape_of(rows)
+    input_ids = torch.full((shape.rows, shape.tokens), pad_id)
+    targets = torch.full((shape.rows, shape.columns), IGNORED)
+    place = {column: number for number, column in enumerate(columns)}
+    for number, row in enumerate(rows):
+        input_ids[number, : len(row)] = torch.tensor([*row.prompt, *row.answer])
+        first = place[len(row.prompt) - 1]
+        targets[number, first : first + len(row.answer)] = torch.tensor(row.answer)
+    return TokenBatch(input_ids, torch.tensor(columns + [0] * (shape.columns - len(columns))), targets)
+
+
+def _answer_columns(rows: Sequence[TokenRow]) -> list[int]:
+    return sorted({column for row in rows for column in range(len(row.prompt) - 1, len(row) - 1)})

@@ -21,6 +21,20 @@ processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["lorafleet.training"])
 
 
+class Stopped(BaseException):
+    """What ends a training from outside."""
+
+
+def stop_at(last: int) -> Callable[[int, float], None]:
+    """What ends it after a step."""
+
+    def on_step(step: int, loss: float) -> None:
+        if step == last:
+            raise Stopped
+
+    return on_step
+
+
 def train_tiny(
     corpus: Corpus, settings: Settings, folder: Path, on_step: Callable[[int, float], None] = lambda *_: None
 ) -> AdapterCard:

@@ -1,7 +1,11 @@
 """One adapter: the loss is on the answer, the base model comes back as it was, and what is saved is what was trained."""
 
 import json
+import math
+import random
+from collections import Counter
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
@@ -13,8 +17,9 @@ from lorafleet.config import load_settings
 from lorafleet.errors import TrainingError
 from lorafleet.tasks import Example, load_catalogue, load_corpus
 from lorafleet.training import adapter_name, choose_backend, is_current, read_card, train_adapter
+from lorafleet.training.attention import without_masks
 from lorafleet.training.loss import mean_answer_loss, summed_answer_loss
-from lorafleet.training.rows import IGNORED, encode_examples, pad
+from lorafleet.training.rows import IGNORED, BatchShape, TokenRow, encode_examples, endless_batches, pad
 
 CPU = torch.device("cpu")
 RECIPE = {
@@ -48,13 +53,17 @@ def train(corpus, settings, folder, model=None):
 def test_labels_stand_on_the_answer_and_its_end_alone():
     tokenizer = tiny_tokenizer()
     examples = [Example("t", "k", "Question?\nAnswer:", ("yes",)), Example("t", "k", "Q", ("a longer one",))]
-    batch = pad(encode_examples(tokenizer, EOS, examples, 96), EOS, CPU)
-    for ids, labels, answer in zip(batch.input_ids, batch.labels, (" yes", " a longer one"), strict=True):
-        assert tokenizer.decode(labels[labels != IGNORED]) == answer + "</s>"
-        assert torch.equal(ids[labels != IGNORED], labels[labels != IGNORED])
-        assert ids.tolist().count(BOS) == 1
-    in_front = {int(column) - 1 for labels in batch.labels for column in (labels != IGNORED).nonzero()}
-    assert batch.columns.tolist() == sorted(in_front)
+    rows = encode_examples(tokenizer, EOS, examples, 96)
+    exact = pad(rows, EOS)
+    larger = BatchShape(3, exact.input_ids.shape[1] + 5, len(exact.columns) + 2)
+    for batch in (exact, pad(rows, EOS, larger)):
+        for ids, targets, answer in zip(batch.input_ids, batch.targets, (" yes", " a longer one"), strict=False):
+            assert tokenizer.decode(targets[targets != IGNORED]) == answer + "</s>"
+            assert torch.equal(ids[batch.columns + 1][targets != IGNORED], targets[targets != IGNORED])
+            assert ids.tolist().count(BOS) == 1
+        assert (batch.targets != IGNORED).sum() == sum(len(row.answer) for row in rows)
+    assert exact.columns.tolist() == sorted(set(exact.columns.tolist()))
+    assert (exact.targets != IGNORED).any(dim=0).all()
 
 
 def test_a_long_row_loses_the_middle_of_its_prompt_and_none_of_its_answer():
@@ -76,8 +85,11 @@ def test_padding_and_few_logits_do_not_change_the_loss():
         ids = torch.tensor([[*row.prompt, *row.answer]])
         labels = torch.tensor([[IGNORED] * len(row.prompt) + list(row.answer)])
         alone += float(model(input_ids=ids, labels=labels).loss) * len(row.answer)
-    together = float(summed_answer_loss(model, pad(rows, EOS, CPU)))
-    assert together == pytest.approx(alone, rel=1e-5)
+    batch = pad(rows, EOS)
+    assert float(summed_answer_loss(model, batch)) == pytest.approx(alone, rel=1e-5)
+    larger = pad(rows, EOS, BatchShape(4, 64, len(batch.columns) + 3))
+    with without_masks(model, 64):
+        assert float(summed_answer_loss(model, larger)) == pytest.approx(alone, rel=1e-5)
 
 
 def test_the_base_model_comes_back_untouched_and_trains_the_next_adapter_alike(settings, corpus, tmp_path):
@@ -116,6 +128,18 @@ def test_peft_loads_the_adapter_and_finds_the_loss_of_its_card(settings, corpus,
     assert mean_answer_loss(tiny_model(), rows, EOS, CPU, 4) == pytest.approx(card.first_loss, rel=1e-5)
 
 
+def test_layers_in_bfloat16_learn_as_in_float32_and_the_adapter_is_saved_in_float32(settings, corpus, tmp_path):
+    few = replace(corpus, examples=corpus.examples[:8])
+    expected = train(few, settings, tmp_path / "float32")
+    card = train(few, settings, tmp_path / "bfloat16", tiny_model().to(torch.bfloat16))
+    assert card.losses == pytest.approx(expected.losses, rel=0.01)
+    assert expected.first_loss - card.last_loss == pytest.approx(expected.first_loss - expected.last_loss, rel=0.1)
+    weights = load_file(tmp_path / "bfloat16" / "adapter_model.safetensors")
+    assert all(weight.dtype == torch.float32 for weight in weights.values())
+    # Steps smaller than bfloat16 can tell apart are not lost.
+    assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in weights.values())
+
+
 def test_a_card_is_current_until_rows_or_recipe_change(settings, corpus, tmp_path):
     train(corpus, settings, tmp_path / "adapter")
     card = read_card(tmp_path / "adapter")
@@ -125,7 +149,10 @@ def test_a_card_is_current_until_rows_or_recipe_change(settings, corpus, tmp_pat
     def changed(**training):
         return settings.model_copy(update={"training": settings.training.model_copy(update=training)})
 
-    assert is_current(card, corpus, changed(workers=7))
+    older = {key: value for key, value in card.training.items() if key not in ("quantization", "tracking")}
+    assert is_current(replace(card, training=older), corpus, settings)
+    assert is_current(card, corpus, changed(workers=7, workers_per_adapter=2, cuda_graphs=False, tracking="wandb"))
+    assert not is_current(card, corpus, changed(quantization="4bit"))
     assert not is_current(card, corpus, changed(learning_rate=0.5))
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     assert read_card(tmp_path / "adapter") is None
@@ -172,6 +199,29 @@ def test_unsloth_without_cuda_is_refused_when_asked_for_and_passed_over_when_not
     with pytest.raises(TrainingError, match="unsloth needs CUDA"):
         backend("unsloth")
     assert (backend("auto").name, backend("auto").reason) == ("peft", "unsloth needs CUDA")
+
+
+def test_a_base_in_4_bits_is_refused_on_a_cpu(settings):
+    for name in ("auto", "peft"):
+        update = {"quantization": "4bit", "backend": name}
+        with pytest.raises(TrainingError, match=r"training\.quantization is 4bit, which needs CUDA"):
+            choose_backend(settings.model_copy(update={"training": settings.training.model_copy(update=update)}))
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_an_epoch_holds_every_row_once_and_rows_of_like_length_stand_together(size):
+    draws = random.Random(0)
+    rows = [TokenRow((1,) * draws.randint(8, 90), (2, 3), cut=False) for _ in range(41)]
+    batches = math.ceil(len(rows) / size)
+    endless = endless_batches(rows, size, seed=5)
+    epochs = [list(islice(endless, batches)) for _ in range(2)]
+    assert epochs[0] != epochs[1]
+    again = endless_batches(rows, size, seed=5)
+    assert [list(islice(again, batches)) for _ in range(2)] == epochs
+    for epoch in epochs:
+        assert Counter(id(row) for batch in epoch for row in batch) == Counter(id(row) for row in rows)
+        padding = sum(max(map(len, batch)) * len(batch) - sum(map(len, batch)) for batch in epoch)
+        assert padding < 0.1 * sum(map(len, rows))
 
 
 @pytest.mark.integration

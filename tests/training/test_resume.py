@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_language_model import write_tiny_model
-from training.interrupted import killed_at_file_event, train_tiny
+from training.interrupted import Stopped, killed_at_file_event, stop_at, train_tiny
 
 from lorafleet.config import load_settings
 from lorafleet.tasks import load_catalogue, load_corpus
 from lorafleet.training import read_card
-from lorafleet.training.checkpoints import Checkpoints, checkpoint_folder
+from lorafleet.training.checkpoints import Checkpoints, checkpoint_folder, read_checkpoint
 from lorafleet.training.randomness import random_state, restore_random_state, seeded
 
 STEPS = 7
@@ -27,10 +27,6 @@ RECIPE = {
     "dtype": "float32",
     "checkpoint_steps": 2,
 }
-
-
-class Stopped(BaseException):
-    """What ends a training from outside."""
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +50,6 @@ def undisturbed(settings, corpus, tmp_path_factory):
 
 def changed(settings, **training):
     return settings.model_copy(update={"training": settings.training.model_copy(update=training)})
-
-
-def stop_at(last):
-    def on_step(step, loss):
-        if step == last:
-            raise Stopped
-
-    return on_step
 
 
 def same(one, other):
@@ -218,8 +206,9 @@ def test_two_are_kept_and_hold_what_was_written(tmp_path):
     for step in (9, 10, 100):
         checkpoints.write(step, {"step": step, "weights": {"a": torch.full((3,), float(step))}})
     assert len(list(checkpoint_folder(tmp_path / "adapter").iterdir())) == 2
-    found = checkpoints.newest()
-    assert found is not None
+    newest = checkpoints.newest()
+    assert newest is not None
+    found = read_checkpoint(newest)
     assert found["step"] == 100
     assert torch.equal(found["weights"]["a"], torch.full((3,), 100.0))
 
@@ -233,16 +222,18 @@ def test_random_numbers_go_on_after_a_file_and_the_callers_are_not_touched(tmp_p
         return random.random(), float(numpy.random.normal()), float(torch.rand(()))
 
     device = torch.device("cpu")
-    with seeded(-1):
+    with seeded(-1, device):
         draw()
         Checkpoints(tmp_path / "adapter", "f").write(1, random_state(device))
         expected = draw()
     random.seed(3)
     numpy.random.seed(3)
     torch.manual_seed(3)
-    with seeded(4):
+    with seeded(4, device):
         assert draw() != expected
-        restore_random_state(Checkpoints(tmp_path / "adapter", "f").newest(), device)
+        newest = Checkpoints(tmp_path / "adapter", "f").newest()
+        assert newest is not None
+        restore_random_state(read_checkpoint(newest), device)
         assert draw() == expected
     after = draw()
     random.seed(3)
