@@ -3,24 +3,28 @@
     python -m jobs.embed_corpora --config configs/laptop.yaml
     ray job submit --working-dir . -- python -m jobs.embed_corpora --config configs/fleet.yaml
 
-Run again, it embeds only what is new or changed, deletes what is gone, and says what it skipped.
+Run again, it embeds only what is new or changed, leaves out what is gone, and says what it skipped. The index that is
+searched is never touched: the next version is filled beside it and takes its place in one step. A run that was killed is
+taken up by the next one.
 """
 
-import logging
+import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
-import transformers.utils.logging
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from jobs.ledger import Ledger
+from jobs.parcels import Reading
 from lorafleet.cli.options import (
     ConfigOption,
     HubRootOption,
@@ -31,24 +35,26 @@ from lorafleet.cli.options import (
     settings_from,
 )
 from lorafleet.cli.running import run
-from lorafleet.config import Index, Models, Settings
-from lorafleet.errors import IndexMismatch, LoRAFleetError, TaskError
-from lorafleet.models import fingerprint
+from lorafleet.config import Settings
+from lorafleet.errors import IndexMismatch, TaskError
 from lorafleet.progress import progress
 from lorafleet.retrieval import (
     CorpusIndex,
     Encoder,
     Entry,
     Manifest,
+    NextVersion,
+    Vectors,
+    Version,
+    one_at_a_time,
     open_for_writing,
-    read_manifest,
-    row_identifiers,
     server,
-    write_manifest,
+    sweep,
 )
-from lorafleet.tasks import BadRow, Corpus, load_catalogue, load_corpus
+from lorafleet.tasks import BadRow, CorpusRows, Task, load_catalogue, prompt_version
 
-ROWS_PER_BLOCK = 128
+FOLDER = ".embed"
+LOCK = ".embed.lock"
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,11 @@ class EmbedReport:
         deleted: how many rows of each task went, because they are gone from its corpus.
         bad_rows: the rows that could not be used, by task.
         strangers: rows of tasks that the catalogue does not have; they were left alone.
+        added: rows that came in with adapters; they were left alone, and so were corpora of those tasks.
+        version: the version of the index that is searched now.
+        switched: whether that is a new one.
         server_started: whether this run started the Chroma server, which goes on running.
+        rows_per_second: how quickly rows were embedded and written, from the first that came; 0 where none were.
         seconds: how long it took.
     """
 
@@ -72,201 +82,259 @@ class EmbedReport:
     deleted: Mapping[str, int]
     bad_rows: Mapping[str, tuple[BadRow, ...]]
     strangers: Mapping[str, int]
+    added: Mapping[str, int]
+    version: int
+    switched: bool
     server_started: bool
+    rows_per_second: float
     seconds: float
+
+
+@dataclass(frozen=True)
+class Searched:
+    """The index as a run finds it.
+
+    Attributes:
+        manifest: None where there is no index, or one that nothing can be taken from.
+        version: its rows.
+        other_encoder: whether none of its vectors can stay.
+    """
+
+    manifest: Manifest | None = None
+    version: Version | None = None
+    other_encoder: bool = False
+
+    @property
+    def number(self) -> int:
+        """Of the version; 0 where there is none."""
+        return self.manifest.version if self.manifest else 0
+
+    @property
+    def added(self) -> Mapping[str, int]:
+        """The rows that came in with adapters, by task."""
+        return self.manifest.added if self.manifest else {}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What was embedded: rows of each task, and how quickly."""
+
+    written: Counter[str] = field(default_factory=Counter)
+    rows_per_second: float = 0.0
 
 
 def embed_corpora(settings: Settings, rebuild: bool = False) -> EmbedReport:
     """Bring the index in step with the corpora of the tasks that are trained.
 
     Args:
-        rebuild: embed every row again. Without `tasks.names`, or where another encoder made the index, all of it is dropped
-            first.
+        rebuild: embed every row of these tasks again. Where another encoder made the index, those of other tasks, too;
+            without `tasks.names`, tasks that the catalogue does not have any more are left out.
 
     Raises:
         TaskError: a corpus cannot be read, or no task is left.
-        IndexUnavailable: Chroma cannot be reached, or was away too long; what was written stays.
-        IndexMismatch: another encoder, or other graph settings, made the index, and `rebuild` is not set.
+        IndexUnavailable: Chroma cannot be reached, or was away too long (the next run takes up what was written), or another
+            run is under way.
+        IndexMismatch: another encoder or other prompts made the index, and `rebuild` is not set.
         ModelError: the encoder cannot be loaded.
     """
     began = time.monotonic()
-    catalogue = load_catalogue(settings.tasks)
-    corpora = [load_corpus(task, "train", settings.tasks) for task in catalogue.trained]
-    if not corpora:
+    tasks = load_catalogue(settings.tasks).trained
+    if not tasks:
         raise TaskError(f"none of tasks.names = {settings.tasks.names} is trained", "'lorafleet tasks' lists those that are")
-    # A cluster's server is its own: only a server of this machine is started from here.
-    started = server.on_this_machine(settings.index.url) and server.start(settings)
-    index = open_for_writing(settings)
-    anew = _anew(index, settings, rebuild)
-
-    missing: list[Entry] = []
-    gone: dict[str, set[str]] = {}
-    for corpus in corpora:
-        entries = _entries(corpus)
-        indexed = set() if anew else index.identifiers(corpus.task.name)
-        gone[corpus.task.name] = indexed - {entry.identifier for entry in entries}
-        missing += [entry for entry in entries if rebuild or entry.identifier not in indexed]
-    if missing:
-        _embed(missing, index, settings, anew)
-    for identifiers in gone.values():
-        index.delete(identifiers)
-
-    rows = index.counts()
-    _write_manifest(settings, corpora, rows)
-    written = Counter(entry.task for entry in missing)
-    names = [corpus.task.name for corpus in corpora]
-    known = set(names) if settings.tasks.names is None else set(rows)
+    alone = one_at_a_time(settings.state / LOCK, 0, "another run indexes corpora into this state", "Wait for its end")
+    with alone, _ledger(settings.state / FOLDER) as (ledger, path):
+        bad_rows = {task.name: _note_corpus(task, settings, ledger) for task in tasks}
+        # A cluster's server is its own: only a server of this machine is started from here.
+        started = server.on_this_machine(settings.index.url) and server.start(settings)
+        index = open_for_writing(settings, prompt_version())
+        searched = _searched(index, settings, rebuild)
+        corpora = tuple(task for task in tasks if task.name not in searched.added)
+        for task in tasks:
+            if task.name in searched.added:
+                ledger.forget(task.name)
+        left_out = _note_indexed(searched, corpora, ledger, rebuild and settings.tasks.names is None)
+        ledger.note_aim(rebuild, searched.other_encoder)
+        names = [task.name for task in corpora]
+        deleted = {name: ledger.gone(name) for name in names}
+        stale = rebuild or left_out or any(deleted.values()) or any(ledger.to_embed(name) for name in names)
+        if searched.manifest is None or searched.version is None or stale or not searched.version.graph_fits:
+            reading = Reading(settings, corpora, path, searched.number, index.prompts)
+            manifest, work = _build(index, searched, ledger, reading, rebuild)
+        else:
+            searched.version.set_search_breadth()
+            sweep(index, searched.number)
+            index.copy_manifest(searched.manifest)
+            manifest, work = searched.manifest, Work()
+    written = work.written
+    known = set(names) if settings.tasks.names is None else set(manifest.rows)
     return EmbedReport(
-        rows={name: rows.get(name, 0) for name in names},
+        rows={name: manifest.rows.get(name, 0) for name in names},
         written={name: written[name] for name in names},
-        skipped={name: rows.get(name, 0) - written[name] for name in names},
-        deleted={name: len(gone[name]) for name in names},
-        bad_rows={corpus.task.name: corpus.bad_rows for corpus in corpora},
-        strangers={name: count for name, count in rows.items() if name not in known},
+        skipped={name: manifest.rows.get(name, 0) - written[name] for name in names},
+        deleted=deleted,
+        bad_rows=bad_rows,
+        strangers={name: manifest.rows[name] for name in manifest.corpora if name not in known},
+        added=manifest.added,
+        version=manifest.version,
+        switched=manifest.version != searched.number,
         server_started=started,
+        rows_per_second=work.rows_per_second,
         seconds=time.monotonic() - began,
     )
 
 
-def _anew(index: CorpusIndex, settings: Settings, rebuild: bool) -> bool:
-    """Whether the whole index has to go first."""
+@contextmanager
+def _ledger(folder: Path) -> Iterator[tuple[Ledger, Path]]:
+    """A ledger in an empty folder; one that a killed run has left goes."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    ledger = Ledger(folder / "ledger.sqlite", writable=True)
     try:
-        index.check_encoder()
-        index.check_graph()
+        yield ledger, folder / "ledger.sqlite"
+    finally:
+        ledger.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _note_corpus(task: Task, settings: Settings, ledger: Ledger) -> tuple[BadRow, ...]:
+    rows = CorpusRows(task, "train", settings.tasks)
+    ledger.note_corpus(rows)
+    return tuple(rows.bad_rows)
+
+
+def _searched(index: CorpusIndex, settings: Settings, rebuild: bool) -> Searched:
+    """What there is, as far as this run can use it."""
+    try:
+        manifest = index.manifest()
     except IndexMismatch:
         if not rebuild:
             raise
-        return True
-    return rebuild and settings.tasks.names is None
+        return Searched()
+    if manifest is None:
+        return Searched()
+    try:
+        manifest.check(index.encoder, index.prompts)
+    except IndexMismatch:
+        if not rebuild:
+            raise
+        if manifest.prompts != index.prompts and settings.tasks.names is not None:
+            raise IndexMismatch(
+                f"the index has prompt version {manifest.prompts}, not {index.prompts}, and only some tasks are named",
+                "Embed all of them again with: lorafleet embed --rebuild",
+            ) from None
+    return Searched(manifest, index.version(manifest.version), manifest.fingerprint != index.encoder)
 
 
-def _entries(corpus: Corpus) -> list[Entry]:
-    keys = [example.key for example in corpus.examples]
-    identifiers = row_identifiers(corpus.task.name, keys)
-    return [Entry(identifier, corpus.task.name, key) for identifier, key in zip(identifiers, keys, strict=True)]
+def _note_indexed(searched: Searched, corpora: Sequence[Task], ledger: Ledger, only_known: bool) -> bool:
+    """Note the rows that there are, and say whether some are left out: of tasks that nobody declares any more."""
+    if searched.manifest is None or searched.version is None:
+        return False
+    names = frozenset(task.name for task in corpora)
+    dropped = set(searched.manifest.corpora) - names if only_known else set()
+    for task in searched.manifest.rows:
+        if task not in dropped:
+            for page in searched.version.identifiers(task):
+                ledger.note_indexed(page, names)
+    return bool(dropped)
 
 
-def _embed(missing: list[Entry], index: CorpusIndex, settings: Settings, anew: bool) -> None:
+def _build(index: CorpusIndex, searched: Searched, ledger: Ledger, reading: Reading, rebuild: bool) -> tuple[Manifest, Work]:
+    """Fill the next version and let it be searched."""
+    names = [task.name for task in reading.tasks]
+    to_embed = sum(ledger.to_embed(name) for name in names) + ledger.others_to_embed()
+    if to_embed:
+        # Loaded here first: an encoder that cannot be is one clear error now, and pages of every worker's later.
+        Encoder(reading.settings.models)
+    version = NextVersion(index, searched.number, rebuild or searched.other_encoder)
+    for page in version.version.identifiers():
+        ledger.note_built(page)
+    for page in ledger.unwanted():
+        version.version.delete(page)
+    _copy(version, searched, ledger)
+    # Counted anew: what a run before has embedded is there.
+    to_embed = sum(ledger.to_embed(name) for name in names) + ledger.others_to_embed()
+    work = _embed(version, reading, to_embed) if to_embed else Work()
+    rows, expected = version.version.counts(), ledger.rows()
+    short = [f"{name} {rows.get(name, 0)} of {expected[name]}" for name in names if rows.get(name) != expected[name]]
+    if short:
+        raise IndexMismatch(f"rows of the next version went while it was filled: {', '.join(short)}", "Run again")
+    digests = dict(searched.manifest.corpora) if searched.manifest else {}
+    digests |= {name: ledger.fingerprint(name) for name in names}
+    with index.changing():
+        latest = _catch_up(index, searched, version, names)
+        rows |= latest
+        manifest = replace(
+            index.plan(version.version.number),
+            rows={task: count for task, count in sorted(rows.items()) if count},
+            corpora={task: digests[task] for task in sorted(digests) if task in rows and task not in latest},
+        )
+        version.switch(manifest)
+    version.delete_others()
+    return manifest, work
+
+
+def _copy(version: NextVersion, searched: Searched, ledger: Ledger) -> None:
+    """Bring the rows that stay into the next version, with the vectors that they have."""
+    if searched.version is not None and (count := ledger.to_keep()):
+        with progress("rows copied", count) as bar:
+            for page in ledger.kept():
+                for copied in version.copy(page, searched.version):
+                    bar.advance(copied)
+
+
+def _embed(version: NextVersion, reading: Reading, to_embed: int) -> Work:
     """Embed rows on the cluster and write them.
 
-    Only this driver talks to Chroma: one writer keeps batches whole (Chroma takes one at a time anyway), needs neither the
-    server's token nor a way to it on the workers, and what it has written is never written again by a task that Ray retries.
+    Only this driver writes: one writer keeps batches whole (Chroma takes one at a time anyway), needs neither the server's
+    token nor a way to it on the workers, and what it has written is never written again by a task that Ray retries.
     """
-    # Longest first: rows of a batch are then alike in length, and the last ones to arrive are the quickest.
-    ordered = sorted(missing, key=lambda entry: len(entry.text), reverse=True)
+    from jobs.encoding import embedded
+
+    written: Counter[str] = Counter()
     waiting: list[Entry] = []
-    vectors: list[npt.NDArray[np.float32]] = []
+    vectors: list[Vectors] = []
 
     def write() -> None:
-        nonlocal anew
         if waiting:
-            if anew:
-                # Not before there is something to put in its place: an encoder that fails to load costs no index.
-                index.drop()
-                anew = False
-            index.write(waiting, np.concatenate(vectors))
+            version.write(waiting, np.concatenate(vectors))
             waiting.clear()
             vectors.clear()
 
-    with progress("rows embedded", len(ordered)) as bar:
-        for numbers, embeddings in _encoded([entry.text for entry in ordered], settings.models, settings.index):
-            waiting += [ordered[number] for number in numbers]
-            vectors.append(embeddings)
-            if len(waiting) >= settings.index.write_batch:
+    began, first = 0.0, 0
+    with progress("rows embedded", to_embed) as bar:
+        for parcel in embedded(reading, to_embed):
+            began, first = (began, first) if began else (time.monotonic(), len(parcel.entries))
+            waiting += parcel.entries
+            vectors.append(parcel.vectors)
+            written.update(entry.task for entry in parcel.entries)
+            if len(waiting) >= reading.settings.index.write_batch:
                 write()
-            bar.advance(len(numbers), ordered[numbers[-1]].task)
+            bar.advance(len(parcel.entries), parcel.entries[-1].task)
         write()
+    return Work(written, (written.total() - first) / max(time.monotonic() - began, 1e-9))
 
 
-def _encoded(texts: Sequence[str], models: Models, index: Index) -> Iterator[tuple[list[int], npt.NDArray[np.float32]]]:
-    """Embed texts with Ray Data; yields positions in `texts` and float32 [positions, dimensions], in any order."""
-    import pyarrow
-    import ray
-    from ray.data import ActorPoolStrategy, DataContext
-    from ray.exceptions import RayError
+def _catch_up(index: CorpusIndex, searched: Searched, version: NextVersion, names: Sequence[str]) -> dict[str, int]:
+    """Bring into the next version what adapters have brought to the searched one, or taken from it, since this run began.
 
-    from jobs.cluster import cause_of, connect
-
-    # Loaded here first: an encoder that cannot be is one clear error now, and pages of every worker's later.
-    Encoder(models)
-    connect()
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    blocks = [
-        pyarrow.table({"number": list(range(first, first + len(part))), "text": part})
-        for first in range(0, len(texts), ROWS_PER_BLOCK)
-        if (part := list(texts[first : first + ROWS_PER_BLOCK]))
-    ]
-    encoders = _pool_size(index, ray.available_resources(), len(blocks))
-    embedded = ray.data.from_arrow(blocks).map_batches(
-        _EncodeBlock,
-        fn_constructor_args=(models, index.encode_batch),
-        batch_size=ROWS_PER_BLOCK,
-        batch_format="numpy",
-        compute=ActorPoolStrategy(min_size=1, max_size=encoders, initial_size=encoders),
-        num_cpus=1,
-        num_gpus=index.gpus_per_encoder or None,
-    )
-    try:
-        for block in embedded.iter_batches(batch_size=None, batch_format="numpy"):
-            yield [int(number) for number in block["number"]], block["embedding"]
-    except RayError as error:
-        cause = cause_of(error)
-        if isinstance(cause, LoRAFleetError):
-            raise cause from None
-        last_line = str(error).strip().splitlines()[-1:]
-        raise LoRAFleetError(
-            f"an encoder failed: {''.join(last_line) or type(error).__name__}",
-            "Run again: it embeds what is missing",
-        ) from error
-
-
-def _pool_size(index: Index, free: Mapping[str, float], blocks: int) -> int:
-    """How many encoders there shall be.
-
-    Without `index.encoders` one for every GPU share, or for every CPU, that nobody uses now. An encoder has one CPU, and Ray
-    holds it to one thread: threads of one encoder wait for each other at every layer, encoders never do.
+    Returns:
+        how many rows of adapters each task has now, where that has changed; such a task has no corpus.
     """
-    if index.encoders is not None:
-        wanted = index.encoders
-    elif index.gpus_per_encoder:
-        wanted = int(free.get("GPU", 0) / index.gpus_per_encoder)
-    else:
-        wanted = int(free.get("CPU", 0))
-    return max(1, min(wanted, blocks))
-
-
-class _EncodeBlock:
-    """An encoder in an actor of the pool."""
-
-    def __init__(self, models: Models, batch: int) -> None:
-        # A bar for every worker's weights would drown the job's own.
-        transformers.utils.logging.disable_progress_bar()
-        self._encoder = Encoder(models)
-        self._batch = batch
-
-    def __call__(self, block: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        return {"number": block["number"], "embedding": self._encoder.encode(block["text"].tolist(), self._batch)}
-
-
-def _write_manifest(settings: Settings, corpora: Sequence[Corpus], rows: Mapping[str, int]) -> None:
-    path = settings.state / "index.json"
-    encoder = fingerprint(settings.models.encoder, settings.models.encoder_revision)
-    before = read_manifest(path)
-    older = before.corpora if before is not None and before.fingerprint == encoder else {}
-    corpora_now = older | {corpus.task.name: corpus.fingerprint for corpus in corpora}
-    manifest = Manifest(
-        encoder=settings.models.encoder,
-        fingerprint=encoder,
-        url=settings.index.url,
-        collection=settings.index.collection,
-        rows=dict(rows),
-        corpora={name: corpora_now[name] for name in sorted(corpora_now) if name in rows},
-    )
-    if manifest != before:
-        write_manifest(path, manifest)
+    if searched.manifest is None or searched.version is None or searched.other_encoder:
+        return {}
+    latest = index.manifest()
+    if latest is None or latest == searched.manifest:
+        return {}
+    counts = {}
+    gone = set(searched.manifest.rows) - set(latest.rows) - set(names)
+    for task in sorted(gone | set(latest.added)):
+        there = {identifier for page in version.version.identifiers(task) for identifier in page}
+        wanted = {identifier for page in searched.version.identifiers(task) for identifier in page}
+        version.version.delete(there - wanted)
+        for _ in version.copy(sorted(wanted - there), searched.version):
+            pass
+        counts[task] = len(wanted)
+    return counts
 
 
 def print_report(report: EmbedReport, settings: Settings) -> None:
@@ -292,6 +360,10 @@ def print_report(report: EmbedReport, settings: Settings) -> None:
     console.print(table)
     written, skipped = sum(report.written.values()), sum(report.skipped.values())
     lines = [f"{written} rows embedded and written, {skipped} skipped as they were there already, {report.seconds:.1f} s"]
+    lines.append(f"version {report.version} of the index is searched{' from now on' if report.switched else ', as before'}")
+    if report.added:
+        named = ", ".join(f"{task} ({count})" for task, count in report.added.items())
+        lines.append(f"left alone, as they came in with adapters: {named}")
     if report.strangers:
         named = ", ".join(f"{task} ({count})" for task, count in report.strangers.items())
         lines.append(f"left alone, as the catalogue has no such task: {named}; --rebuild drops them")

@@ -22,7 +22,7 @@ from lorafleet.config import Settings
 from lorafleet.errors import IndexMismatch, IndexUnavailable, UnknownAdapter
 from lorafleet.models import fingerprint
 from lorafleet.retrieval import Encoder, Entry, Vectors, open_for_writing, row_identifiers
-from lorafleet.tasks import load_catalogue
+from lorafleet.tasks import load_catalogue, prompt_version
 from serve.admission import check_adapter, check_folder, check_name, copy_in, read_keys, resolved, taken
 from serve.errors import AWAY_RETRY_SECONDS, SERVER_ERROR, ApiError, sentence
 from serve.follower import POLL_SECONDS, Published, Standing
@@ -251,8 +251,8 @@ class Pool:
         )
 
     def _has_rows(self, task: str) -> bool:
-        index = open_for_writing(self._settings)
-        index.check_encoder()
+        index = open_for_writing(self._settings, prompt_version())
+        index.check()
         return bool(index.identifiers(task))
 
     def _embedded(self, keys: list[str]) -> Vectors:
@@ -262,10 +262,10 @@ class Pool:
     def _write_rows(self, task: str, keys: list[str], vectors: Vectors) -> None:
         identifiers = row_identifiers(task, keys)
         entries = [Entry(identifier, task, key) for identifier, key in zip(identifiers, keys, strict=True)]
-        open_for_writing(self._settings).write(entries, vectors)
+        open_for_writing(self._settings, prompt_version()).write(entries, vectors)
 
     def _delete_rows(self, task: str) -> None:
-        open_for_writing(self._settings).delete_task(task)
+        open_for_writing(self._settings, prompt_version()).delete_task(task)
 
 
 def _without(roster: Roster, name: str) -> Roster:

@@ -10,6 +10,7 @@ from ray import serve
 from lorafleet.config import Settings
 from lorafleet.errors import IndexUnavailable
 from lorafleet.retrieval import CorpusIndex, Encoder, open_index, server
+from lorafleet.tasks import prompt_version
 from serve.messages import Found, NearRow
 
 # What comes while a batch is computed makes the next one; to wait for more would only delay it.
@@ -81,7 +82,7 @@ class Retriever:
         # Never straight from its folder: the server that may come back at any time owns that.
         if not server.answers(self._settings.index):
             raise self._away()
-        return open_index(self._settings)
+        return open_index(self._settings, prompt_version())
 
     def _away(self) -> IndexUnavailable:
         return IndexUnavailable(f"no Chroma server answers at {self._settings.index.url}", "Start it: lorafleet up")

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from lorafleet.config import Settings, load_settings
 from lorafleet.retrieval import Encoder, Entry, open_for_writing, row_identifiers
+from lorafleet.tasks import prompt_version
 
 ROWS = {
     "weather": ["Will it rain tomorrow?", "How cold is the winter in Oslo?", "A storm comes up from the west."],
@@ -37,8 +38,8 @@ def small_settings(folder: Path, index_port: int, **serving: object) -> Settings
 def fill(settings: Settings) -> None:
     """An adapter and a few rows for every task of ROWS, and nothing else in the index."""
     encoder = Encoder(settings.models)
-    open_for_writing(settings).drop()
-    index = open_for_writing(settings)
+    open_for_writing(settings, prompt_version()).drop()
+    index = open_for_writing(settings, prompt_version())
     for number, (task, texts) in enumerate(ROWS.items()):
         save_adapter(settings.adapters / task, seed=number)
         entries = [Entry(name, task, text) for name, text in zip(row_identifiers(task, texts), texts, strict=True)]
@@ -74,4 +75,4 @@ def footprint(settings: Settings) -> dict[str, object]:
     """What lies on disk, byte for byte, and what is in the index."""
     paths = [path for path in settings.adapters.rglob("*") if path.is_file() and path.suffix != ".lock"]
     files = {str(path.relative_to(settings.state)): path.read_bytes() for path in paths}
-    return {"files": files, "rows": open_for_writing(settings).counts()}
+    return {"files": files, "rows": open_for_writing(settings, prompt_version()).counts()}

@@ -1,11 +1,24 @@
 """The tasks: what each one is, how a row of it becomes an example, and where its rows come from.
 
 Reads from top to bottom: `task` (one task, and how a row is rendered), `catalogue` (all of them), `files` (rows of a CSV,
-JSONL or Parquet file with their line numbers), `corpus` (the rows of a split as examples, damaged rows counted).
+JSONL or Parquet file with their line numbers), `corpus` (the rows of a split as examples, damaged rows counted),
+`prompts` (which way of rendering this is).
 """
 
 from lorafleet.tasks.catalogue import Catalogue, load_catalogue
-from lorafleet.tasks.corpus import BadRow, Corpus, load_corpus
+from lorafleet.tasks.corpus import BadRow, Corpus, CorpusRows, load_corpus
+from lorafleet.tasks.prompts import prompt_version
 from lorafleet.tasks.task import Example, Split, Task
 
-__all__ = ["BadRow", "Catalogue", "Corpus", "Example", "Split", "Task", "load_catalogue", "load_corpus"]
+__all__ = [
+    "BadRow",
+    "Catalogue",
+    "Corpus",
+    "CorpusRows",
+    "Example",
+    "Split",
+    "Task",
+    "load_catalogue",
+    "load_corpus",
+    "prompt_version",
+]

@@ -3,7 +3,8 @@
 import hashlib
 import os
 import random
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,39 +55,80 @@ class Corpus:
         return digest.hexdigest()[:16]
 
 
+class CorpusRows:
+    """The usable rows of a split, one after the other in the order of their source; read anew by every `iter`.
+
+    Attributes:
+        bad_rows: the rows that the last reading skipped.
+        source: where the rows come from, for people.
+
+    Raises:
+        TaskError: (also while rows are read) the source has no such split, or cannot be read.
+        TooManyBadRows: (while rows are read) more damaged rows than `bad_row_limit`; the message names the first.
+    """
+
+    def __init__(self, task: Task, split: Split, settings: Tasks) -> None:
+        self.task, self.split = task, split
+        self.bad_rows: list[BadRow] = []
+        self._settings = settings
+        self._paths = _files(task, split, settings)
+        if self._paths is None:
+            self.source = f"hub:{task.hub}/{task.config}/{task.splits[split]}"
+        elif SAMPLES in self._paths[0].parents:
+            self.source = "sample pack"
+        else:
+            self.source = ", ".join(_tidy(file) for file in self._paths)
+
+    def __iter__(self) -> Iterator[Example]:
+        self.bad_rows.clear()
+        for name, (line, row) in self._numbered():
+            try:
+                if isinstance(row, BadRowError):
+                    raise row
+                example = self.task.render(row)
+            except BadRowError as error:
+                self._note(BadRow(name, line, str(error)))
+            else:
+                yield example
+
+    def chosen(self, count: int) -> Sequence[int]:
+        """Which of the usable rows make the corpus, by their places, in its order; 4 bytes a row.
+
+        Args:
+            count: how many usable rows there are.
+        """
+        places = array("I", range(count))
+        random.Random(f"{self._settings.seed}-{self.task.name}-{self.split}").shuffle(places)
+        return places[: self._settings.rows_per_task]
+
+    def _numbered(self) -> Iterator[tuple[str, NumberedRow]]:
+        if self._paths is None:
+            return ((self.source, row) for row in _hub_rows(self.task, self.split))
+        return ((_tidy(file), row) for file in self._paths for row in read_rows(file))
+
+    def _note(self, bad: BadRow) -> None:
+        self.bad_rows.append(bad)
+        limit = self._settings.bad_row_limit
+        if len(self.bad_rows) > limit:
+            raise TooManyBadRows(
+                f"task {self.task.name}: more than tasks.bad_row_limit = {limit} bad rows, first {self.bad_rows[0]}",
+                "Mend the rows, or raise the limit",
+            ) from None
+
+
 def load_corpus(task: Task, split: Split, settings: Tasks) -> Corpus:
     """Read and render the rows of a split; with more than `rows_per_task`, a seeded sample of them.
 
     Raises:
-        TaskError: the source has no such split, or cannot be read.
+        TaskError: the source has no such split, cannot be read, or holds no usable row.
         TooManyBadRows: more damaged rows than `bad_row_limit`; the message names the first.
     """
-    files = _files(task, split, settings)
-    if files is None:
-        source = f"hub:{task.hub}/{task.config}/{task.splits[split]}"
-        rows = ((source, row) for row in _hub_rows(task, split))
-    else:
-        source = "sample pack" if SAMPLES in files[0].parents else ", ".join(_tidy(file) for file in files)
-        rows = ((_tidy(file), row) for file in files for row in read_rows(file))
-    examples: list[Example] = []
-    bad_rows: list[BadRow] = []
-    for name, (line, row) in rows:
-        try:
-            if isinstance(row, BadRowError):
-                raise row
-            examples.append(task.render(row))
-        except BadRowError as error:
-            bad_rows.append(BadRow(name, line, str(error)))
-            if len(bad_rows) > settings.bad_row_limit:
-                limit = settings.bad_row_limit
-                raise TooManyBadRows(
-                    f"task {task.name}: more than tasks.bad_row_limit = {limit} bad rows, first {bad_rows[0]}",
-                    "Mend the rows, or raise the limit",
-                ) from None
+    rows = CorpusRows(task, split, settings)
+    examples = list(rows)
     if not examples:
-        raise TaskError(f"task {task.name} has no usable row in {source}")
-    random.Random(f"{settings.seed}-{task.name}-{split}").shuffle(examples)
-    return Corpus(task, split, tuple(examples[: settings.rows_per_task]), tuple(bad_rows), source)
+        raise TaskError(f"task {task.name} has no usable row in {rows.source}")
+    chosen = tuple(examples[place] for place in rows.chosen(len(examples)))
+    return Corpus(task, split, chosen, tuple(rows.bad_rows), rows.source)
 
 
 def _files(task: Task, split: Split, settings: Tasks) -> list[Path] | None:

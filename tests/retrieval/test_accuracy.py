@@ -8,7 +8,7 @@ import pytest
 
 from lorafleet.config import load_settings
 from lorafleet.retrieval import Encoder, Entry, open_for_writing, row_identifiers
-from lorafleet.tasks import load_catalogue, load_corpus
+from lorafleet.tasks import load_catalogue, load_corpus, prompt_version
 from lorafleet.weighing import task_shares
 
 HUB_ROOT = os.environ.get("HUB_ROOT")
@@ -25,7 +25,7 @@ def test_the_own_task_is_found(every_core, index_settings):
 
     server.start(settings)
     try:
-        index = open_for_writing(settings)
+        index = open_for_writing(settings, prompt_version())
         for task in catalogue.trained:
             keys = [example.key for example in load_corpus(task, "train", rows).examples]
             entries = [Entry(i, task.name, key) for i, key in zip(row_identifiers(task.name, keys), keys, strict=True)]

@@ -8,10 +8,11 @@ import pytest
 
 from lorafleet.config import Settings, load_settings
 from lorafleet.errors import IndexMismatch, IndexUnavailable
-from lorafleet.retrieval import Entry, open_for_writing, open_index, row_identifiers, server
+from lorafleet.retrieval import Entry, open_for_writing, open_index, read_manifest, row_identifiers, server
 from lorafleet.storage import read_json
 
 DIMENSIONS = 384
+PROMPTS = "plain"
 TASKS = ("alpha", "beta", "gamma", "delta")
 
 
@@ -48,7 +49,7 @@ def test_a_row_keeps_its_identifier_when_others_come_and_go_and_twins_have_two()
 @pytest.mark.integration
 def test_neighbours_are_those_of_exact_search(served):
     rows, embeddings, queries = entries(4000), vectors(4000, seed=1), vectors(100, seed=2)
-    index = open_for_writing(served)
+    index = open_for_writing(served, PROMPTS)
     index.write(rows, embeddings)
     similarities = queries @ embeddings.T
     tasks = np.array([row.task for row in rows])
@@ -59,7 +60,7 @@ def test_neighbours_are_those_of_exact_search(served):
         ((tasks == "alpha") | (tasks == "gamma"), {"tasks": ["alpha", "gamma"]}),
     ):
         exact = np.argsort(-np.where(allowed, similarities, -2), axis=1)[:, :100]
-        found = open_index(served).query(queries, 100, **asked)
+        found = open_index(served, PROMPTS).query(queries, 100, **asked)
         hits = [len({n.text for n in near} & {rows[i].text for i in best}) for near, best in zip(found, exact, strict=True)]
         assert sum(hits) / (100 * len(queries)) >= 0.98
         near, best = found[0], similarities[0][exact[0]]
@@ -72,7 +73,7 @@ def test_neighbours_are_those_of_exact_search(served):
 @pytest.mark.integration
 def test_writing_again_adds_nothing_and_deleting_takes_only_what_is_named(served):
     rows, embeddings = entries(40), vectors(40, seed=3)
-    index = open_for_writing(served)
+    index = open_for_writing(served, PROMPTS)
     assert index.identifiers("alpha") == set()
     index.write(rows, embeddings)
     index.write(rows, embeddings)
@@ -90,26 +91,27 @@ def test_writing_again_adds_nothing_and_deleting_takes_only_what_is_named(served
 @pytest.mark.integration
 def test_an_index_that_does_not_fit_is_refused(served):
     with pytest.raises(IndexMismatch, match="lorafleet embed"):
-        open_index(served)
-    index = open_for_writing(served)
+        open_index(served, PROMPTS)
+    index = open_for_writing(served, PROMPTS)
     index.write(entries(4), vectors(4, seed=4))
-    open_index(served)
+    open_index(served, PROMPTS)
 
     other_encoder = load_settings(state=served.state, index=dict(served.index), models={"encoder": "someone/else"})
     with pytest.raises(IndexMismatch, match=r"has encoder \w+, not someone/else@main.*--rebuild"):
-        open_index(other_encoder)
-    other_graph = load_settings(state=served.state, index=dict(served.index) | {"links": 48})
-    with pytest.raises(IndexMismatch, match=r"index\.links = 32, and the settings say 48"):
-        open_for_writing(other_graph).check_graph()
+        open_index(other_encoder, PROMPTS)
+    with pytest.raises(IndexMismatch, match=r"has encoder \w+, not someone/else@main.*--rebuild"):
+        open_for_writing(other_encoder, PROMPTS).write(entries(4), vectors(4, seed=4))
+    with pytest.raises(IndexMismatch, match=r"has prompt version plain, not fancy.*--rebuild"):
+        open_index(served, "fancy")
     index.drop()
 
 
 @pytest.mark.integration
 def test_an_index_made_anew_by_another_process_is_found_again(served):
     rows, embeddings = entries(8), vectors(8, seed=5)
-    open_for_writing(served).write(rows, embeddings)
-    reader = open_index(served)
-    writer = open_for_writing(served)
+    open_for_writing(served, PROMPTS).write(rows, embeddings)
+    reader = open_index(served, PROMPTS)
+    writer = open_for_writing(served, PROMPTS)
     writer.drop()
     writer.write(rows[:4], embeddings[:4])
 
@@ -125,10 +127,10 @@ def test_a_server_killed_in_the_middle_of_a_write_costs_nothing(index_settings):
     rows, embeddings = entries(1600), vectors(1600, seed=6)
     server.start(settings)
     try:
-        index = open_for_writing(settings)
+        index = open_for_writing(settings, PROMPTS)
         writing = threading.Thread(target=index.write, args=(rows, embeddings))
         writing.start()
-        while not (0 < sum(open_for_writing(settings).counts().values()) < 1600):
+        while not ((version := open_for_writing(settings, PROMPTS).version(1)) and 0 < version.count() < 1600):
             assert writing.is_alive()
             time.sleep(0.02)
         kill(settings)
@@ -137,7 +139,10 @@ def test_a_server_killed_in_the_middle_of_a_write_costs_nothing(index_settings):
         server.start(settings)
         writing.join(60)
         assert not writing.is_alive()
-        assert open_index(settings).counts() == dict.fromkeys(sorted(TASKS), 400)
+        assert open_index(settings, PROMPTS).counts() == dict.fromkeys(sorted(TASKS), 400)
+        manifest = read_manifest(settings.state / "index.json")
+        assert manifest is not None
+        assert manifest.rows == manifest.added == dict.fromkeys(sorted(TASKS), 400)
 
         kill(settings)
         answers: list = []
@@ -157,7 +162,7 @@ def test_without_a_server_the_folder_is_searched_and_a_lost_server_is_reported(i
     rows, embeddings = entries(80), vectors(80, seed=7)
     server.start(settings)
     try:
-        index = open_for_writing(settings)
+        index = open_for_writing(settings, PROMPTS)
         index.write(rows, embeddings)
         over_http = index.query(embeddings[:3], 10)
     finally:
@@ -167,6 +172,6 @@ def test_without_a_server_the_folder_is_searched_and_a_lost_server_is_reported(i
     with pytest.raises(IndexUnavailable, match="What was written is safe"):
         index.query(embeddings[:1], 10)
     assert time.monotonic() - began < 10
-    assert [[near.text for near in row] for row in open_index(settings).query(embeddings[:3], 10)] == [
+    assert [[near.text for near in row] for row in open_index(settings, PROMPTS).query(embeddings[:3], 10)] == [
         [near.text for near in row] for row in over_http
     ]

@@ -59,7 +59,7 @@ def test_a_port_that_another_program_has_is_refused(index_settings):
 
 def test_no_server_and_no_folder_says_how_to_start_one(index_settings):
     with pytest.raises(IndexUnavailable, match="lorafleet up"):
-        open_index(index_settings())
+        open_index(index_settings(), "plain")
 
 
 def test_a_server_is_started_on_this_machine_only(index_settings):

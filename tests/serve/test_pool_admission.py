@@ -23,6 +23,7 @@ from lorafleet.config import Settings
 from lorafleet.errors import IndexUnavailable
 from lorafleet.retrieval import Entry, open_for_writing, row_identifiers, server
 from lorafleet.storage import write_json
+from lorafleet.tasks import prompt_version
 from lorafleet.training.cards import AdapterCard
 from serve.errors import ApiError
 from serve.follower import Kind, Published, Standing
@@ -101,7 +102,7 @@ def test_one_that_is_in_order_is_taken_and_another_pool_knows_it(with_pool, sett
             AdapterRequest(name="seas-4", task="seas", source=source.as_uri(), corpus=str(corpus)),
         )
     )
-    assert open_for_writing(settings).counts() == {"cooking": 3, "seas": 2, "weather": 3}
+    assert open_for_writing(settings, prompt_version()).counts() == {"cooking": 3, "seas": 2, "weather": 3}
     assert stored_adapters(settings).adapters["seas"].name == "seas-4"
     assert sorted(path.name for path in (settings.adapters / "seas-4").iterdir()) == [
         "adapter_config.json",
@@ -144,7 +145,7 @@ def test_one_that_is_in_order_is_taken_and_another_pool_knows_it(with_pool, sett
 )
 def test_a_request_that_is_wrong_is_refused_by_its_field(refused, settings, source, fields, status, param, says):
     root = settings.adapter_roots[0]
-    index = open_for_writing(settings)
+    index = open_for_writing(settings, prompt_version())
     index.write([Entry(row_identifiers("gardening", ["a"])[0], "gardening", "a")], np.full((1, 384), 384**-0.5, np.float32))
     placed = {key: value.format(root=root) if isinstance(value, str) else value for key, value in fields.items()}
     error = refused(**{"source": str(source)} | placed)
@@ -404,4 +405,4 @@ def test_while_the_index_is_away_an_add_with_rows_is_refused_and_one_without_is_
 
 def write_rows(settings: Settings, task: str) -> None:
     entries = [Entry(name, task, text) for name, text in zip(row_identifiers(task, SEAS), SEAS, strict=True)]
-    open_for_writing(settings).write(entries, np.full((len(SEAS), 384), 384**-0.5, np.float32))
+    open_for_writing(settings, prompt_version()).write(entries, np.full((len(SEAS), 384), 384**-0.5, np.float32))

@@ -1,0 +1,36 @@
+"""One process at a time, by a file that the system locks: the lock goes with its process, however that ends."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lorafleet.errors import IndexUnavailable
+
+LOOK_SECONDS = 0.05
+
+
+@contextmanager
+def one_at_a_time(path: Path, patience: float, problem: str, mend: str) -> Iterator[None]:
+    """Hold the lock of a file while the block runs; wait for it up to `patience` seconds.
+
+    Raises:
+        IndexUnavailable: `problem`, with `mend`: another process holds it for longer.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise IndexUnavailable(problem, mend) from None
+                time.sleep(LOOK_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)

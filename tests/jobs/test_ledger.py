@@ -1,0 +1,128 @@
+"""What is to be done follows from the corpora and the index, whatever their size."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.ledger import Ledger
+from jobs.parcels import ROWS_PER_PARCEL, Reading
+from lorafleet.config import load_settings
+from lorafleet.errors import TaskError
+from lorafleet.retrieval import row_identifiers
+from lorafleet.tasks import CorpusRows, load_corpus
+from lorafleet.tasks.catalogue import read_declarations
+
+DECLARATION = """
+colours:
+  family: test
+  files: {train: colours.jsonl}
+  instruction: Name the colour.
+  text: "Thing: {thing}"
+  options: [red, green]
+  label: label
+"""
+
+
+@pytest.fixture
+def corpus(tmp_path: Path):
+    """The rows of a task of one's own, at most so many of them, and what reads them."""
+    (tmp_path / "tasks.yaml").write_text(DECLARATION)
+    (task,) = read_declarations(tmp_path / "tasks.yaml")
+
+    def corpus(things: list[str], most: int = 10_000) -> tuple[CorpusRows, list[str], Reading]:
+        lines = [json.dumps({"thing": thing, "label": 0}) for thing in things]
+        (tmp_path / "colours.jsonl").write_text("\n".join(lines) + "\n")
+        settings = load_settings(state=tmp_path, tasks={"rows_per_task": most})
+        keys = [example.key for example in load_corpus(task, "train", settings.tasks).examples]
+        reading = Reading(settings, (task,), tmp_path / "ledger.sqlite", 0, "plain")
+        return CorpusRows(task, "train", settings.tasks), row_identifiers("colours", keys), reading
+
+    return corpus
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger.sqlite", writable=True)
+
+
+COLOURS = frozenset({"colours"})
+
+
+def flat(pages) -> list[str]:
+    return [identifier for page in pages for identifier in page]
+
+
+@pytest.mark.parametrize("most", [10_000, 7])
+def test_the_rows_that_are_indexed_are_those_that_the_adapter_is_trained_on_and_twins_are_two(corpus, ledger, most):
+    rows, identifiers, _ = corpus([f"thing {number}" for number in range(30)] + ["thing 3", "thing 3"], most)
+    ledger.note_corpus(rows)
+    ledger.note_aim(anew=False, other_encoder=False)
+    assert sorted(name for _, name, _ in ledger.missing("colours")) == sorted(identifiers)
+    assert ledger.rows() == {"colours": min(most, 32)}
+
+
+def test_what_is_missing_gone_and_kept(corpus, ledger):
+    rows, identifiers, _ = corpus([f"thing {number}" for number in range(6)])
+    others = row_identifiers("seas", ["a", "b"])
+    old = row_identifiers("colours", ["gone", "gone, too"])
+    ledger.note_corpus(rows)
+    ledger.note_indexed([*identifiers[:4], *old, *others], COLOURS)
+    ledger.note_built([identifiers[0], identifiers[4], old[0], others[0]])
+    ledger.note_aim(anew=False, other_encoder=False)
+
+    assert {name: built for _, name, built in ledger.missing("colours")} == {identifiers[4]: True, identifiers[5]: False}
+    assert ledger.to_embed("colours") == 1
+    assert ledger.gone("colours") == 2
+    assert flat(ledger.kept()) == sorted([*identifiers[1:4], others[1]])
+    assert ledger.to_keep() == 4
+    assert flat(ledger.unwanted()) == [old[0]]
+    assert ledger.rows() == {"colours": 6, "seas": 2}
+    assert list(ledger.others_missing()) == []
+
+
+@pytest.mark.parametrize("other_encoder", [False, True])
+def test_embedded_anew_a_corpus_keeps_no_vector_and_the_rows_of_others_only_those_of_the_same_encoder(
+    corpus, ledger, other_encoder
+):
+    rows, identifiers, _ = corpus(["a", "b", "c"])
+    others = row_identifiers("seas", ["a"])
+    ledger.note_corpus(rows)
+    ledger.note_indexed([*identifiers, *others], COLOURS)
+    ledger.note_aim(anew=True, other_encoder=other_encoder)
+    assert ledger.to_embed("colours") == 3
+    assert flat(ledger.kept()) == ([] if other_encoder else others)
+    assert list(ledger.others_missing()) == ([(others[0], False)] if other_encoder else [])
+    assert ledger.others_to_embed() == int(other_encoder)
+
+
+def test_a_run_that_is_taken_up_makes_the_same_parcels_and_leaves_out_those_that_are_there(corpus, ledger):
+    rows, _, reading = corpus([f"{'long ' * (number % 7)}thing {number}" for number in range(3 * ROWS_PER_PARCEL + 5)])
+    ledger.note_corpus(rows)
+    ledger.note_aim(anew=False, other_encoder=False)
+    whole = list(reading.parcels())
+    assert [len(parcel) for parcel in whole] == [ROWS_PER_PARCEL] * 3 + [5]
+    lengths = [len(entry.text) for parcel in whole for entry in parcel]
+    assert lengths == sorted(lengths, reverse=True)
+
+    ledger.note_built([entry.identifier for entry in [*whole[1], *whole[2][:50]]])
+    assert list(reading.parcels()) == [whole[0], whole[2], whole[3]]
+
+
+def test_a_corpus_that_changes_between_two_readings_is_refused(corpus, ledger):
+    rows, _, reading = corpus(["a", "b", "c"])
+    ledger.note_corpus(rows)
+    ledger.note_aim(anew=False, other_encoder=False)
+    for changed in (["a", "b", "d"], ["a", "b"]):
+        corpus(changed)
+        with pytest.raises(TaskError, match="changed while they were read"):
+            list(reading.parcels())
+
+
+def test_the_fingerprint_is_of_the_rows_and_not_of_their_order(corpus, tmp_path):
+    digests = []
+    for number, things in enumerate((["a", "b", "b"], ["b", "a", "b"], ["a", "b"])):
+        ledger = Ledger(tmp_path / f"{number}.sqlite", writable=True)
+        ledger.note_corpus(corpus(things)[0])
+        digests.append(ledger.fingerprint("colours"))
+    assert digests[0] == digests[1] != digests[2]
