@@ -1,6 +1,7 @@
 """lorafleet evaluate."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,15 +17,45 @@ from lorafleet.cli.options import (
     split_names,
 )
 from lorafleet.cli.output import print_json, print_table
-from lorafleet.errors import SettingsError
+from lorafleet.errors import LoRAFleetError, SettingsError
 from lorafleet.progress import progress
+
+if TYPE_CHECKING:
+    from lorafleet.config import Settings
+    from lorafleet.evaluation import Outcome
+    from lorafleet.evaluation.plan import Asked
+
+SHOWN_FAILURES = 5
+
+MethodsOption = Annotated[
+    str | None,
+    typer.Option(metavar="A,B", help="Methods under test, such as cat or linear@p=0.5; all where absent."),
+]
+SettingOption = Annotated[
+    str, typer.Option(help="iid (own adapter in the pool), ood (own adapter masked), held_out (tasks without), or all.")
+]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="At most so many evaluation rows a task.")]
+ReportOption = Annotated[bool, typer.Option("--report", help="Write report.html and report.md beside the predictions.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Compute everything anew, what is kept too.")]
+ScoringOption = Annotated[
+    bool, typer.Option("--choose-scoring", help="First choose on training rows how each task's options are compared.")
+]
 
 
 def evaluate(
-    methods: Annotated[str | None, typer.Option(metavar="A,B", help="Methods under test; all where absent.")] = None,
+    methods: MethodsOption = None,
     names: TasksOption = None,
-    setting: Annotated[str, typer.Option(help="iid (own adapter in the pool) or ood (own adapter masked).")] = "iid",
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many evaluation rows a task.")] = None,
+    setting: SettingOption = "iid",
+    limit: LimitOption = None,
+    report: ReportOption = False,
+    kept: Annotated[
+        Path | None, typer.Option("--from", metavar="DIR", help="Compute the tables from predictions kept here; no model.")
+    ] = None,
+    scoring: ScoringOption = False,
+    force: ForceOption = False,
+    share: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only the i-th of n shares of the work, for processes side by side.")
+    ] = None,
     config: ConfigOption = None,
     overrides: SetOption = [],
     state: StateOption = None,
@@ -32,32 +63,106 @@ def evaluate(
     source: SourceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The table of the paper on this fleet: every method on the same evaluation rows."""
-    if setting not in ("iid", "ood"):
-        raise SettingsError(f"--setting is {setting!r}", "Allowed: iid, ood")
-    from lorafleet.evaluation import evaluate as measure
-    from lorafleet.evaluation.harness import evaluation_corpora, methods_under_test
-    from lorafleet.fleet import Fleet
-
-    fleet = Fleet(settings_from(config, overrides, state, hub_root, source, names))
-    chosen = split_names(methods)
-    under_test = methods_under_test(chosen, "ood" if setting == "ood" else "iid")
-    corpora = evaluation_corpora(fleet, limit)
-    answers = sum(
-        len(corpus.examples)
-        for corpus in corpora
-        for method in under_test.values()
-        if corpus.task.trained or not method.knows_task
-    )
-    with progress("evaluating", answers) as bar:
-        table = measure(fleet, chosen, "ood" if setting == "ood" else "iid", limit, bar.advance)
-    if as_json:
-        print_json(table.as_json())
+    """The table of the paper on this fleet: every method on the same evaluation rows. What is computed is kept."""
+    asked = check_setting(setting)
+    settings = settings_from(config, overrides, state, hub_root, source, names)
+    if kept is not None:
+        present(settings, kept, split_names(methods), split_names(names), asked, report, as_json)
         return
-    columns = list(table.scores)
-    rows: list[list[object]] = []
-    for corpus in corpora:
-        scores = [table.scores[method].get(corpus.task.name) for method in columns]
-        rows.append([corpus.task.name, len(corpus.examples), *(f"{score.score:.1f}" if score else "-" for score in scores)])
-    rows.append(["mean", sum(len(corpus.examples) for corpus in corpora), *(f"{table.mean(m):.1f}" for m in columns)])
-    print_table(["task", "rows", *columns], rows)
+    from lorafleet.evaluation import Bench, choose_scorings, plan, run, variants
+    from lorafleet.evaluation.harness import preparations, prepare, scoring_plan
+    from lorafleet.evaluation.plan import ASKED
+
+    mine = None if share is None else _share(share)
+    bench = Bench(settings, limit)
+    chosen = variants(split_names(methods), ASKED[asked], settings.evaluation.multitask is not None)
+    if scoring:
+        work = scoring_plan(bench)
+        with progress("choosing the scoring", work.rows(bench)) as bar:
+            choose_scorings(bench, bar.advance)
+    work = plan(bench, chosen, ASKED[asked], force=force)
+    if not work.parts:
+        raise SettingsError("no task has what these methods need", "Train adapters (lorafleet train), or ask for others")
+    with progress("looking for neighbours", preparations(bench, chosen)) as bar:
+        prepare(bench, chosen, bar.advance)
+    if mine is not None:
+        work = work.share(*mine)
+    with progress("evaluating", work.rows(bench)) as bar:
+        outcome = run(bench, work, bar.advance)
+    tell(outcome)
+    if mine is None and outcome.done:
+        if report and any(one.method.retrieves for one in chosen):
+            from lorafleet.evaluation.case_study import keep_case_study
+
+            keep_case_study(bench)
+        present(settings, bench.folder, [one.name for one in chosen], list(bench.tasks), asked, report, as_json)
+    bench.close()
+    refuse_failures(outcome)
+
+
+def check_setting(setting: str) -> "Asked":
+    """The setting that a command line asks for.
+
+    Raises:
+        SettingsError: there is no such setting.
+    """
+    # As in lorafleet.evaluation.plan, which brings torch along.
+    allowed: tuple[Asked, ...] = ("iid", "ood", "held_out", "all")
+    for known in allowed:
+        if setting == known:
+            return known
+    raise SettingsError(f"--setting is {setting!r}", f"Allowed: {', '.join(allowed)}")
+
+
+def tell(outcome: "Outcome") -> None:
+    """What a run did, on standard error."""
+    typer.echo(f"{outcome.computed} parts computed, {outcome.kept} kept already, {len(outcome.failed)} failed", err=True)
+    for part, why in list(outcome.failed.items())[:SHOWN_FAILURES]:
+        typer.echo(f"failed: {part}: {why}", err=True)
+
+
+def refuse_failures(outcome: "Outcome") -> None:
+    """End with an error where a part failed.
+
+    Raises:
+        LoRAFleetError: one did.
+    """
+    if outcome.failed:
+        raise LoRAFleetError(f"{len(outcome.failed)} parts failed", "Mend the causes, and run again: the rest is kept")
+
+
+def present(
+    settings: "Settings",
+    folder: Path,
+    methods: list[str] | None,
+    tasks: list[str] | None,
+    asked: "Asked",
+    report: bool,
+    as_json: bool,
+) -> None:
+    """Print the tables of kept predictions, and write the report where it is wanted: of everything that is kept."""
+    from lorafleet.evaluation import read_results
+    from lorafleet.evaluation.intervals import Bootstrap
+    from lorafleet.evaluation.plan import ASKED
+    from lorafleet.evaluation.tables import printed_tables, tables_as_json
+
+    bootstrap = Bootstrap(settings.evaluation.resamples, settings.evaluation.seed)
+    results = read_results(folder, methods, tasks, ASKED[asked], bootstrap)
+    if report:
+        from lorafleet.evaluation.report import write_report
+
+        for path in write_report(read_results(folder, bootstrap=bootstrap)):
+            typer.echo(f"Written: {path}", err=True)
+    if as_json:
+        print_json(tables_as_json(results, asked))
+        return
+    for title, headings, rows in printed_tables(results):
+        typer.echo(f"\n{title}")
+        print_table(headings, rows)
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, slash, of = text.partition("/")
+    if slash and number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of):
+        return int(number), int(of)
+    raise SettingsError(f"--share is {text!r}", "Write it as 1/4, 2/4, ...")

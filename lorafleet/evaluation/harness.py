@@ -1,139 +1,202 @@
-"""The harness: every method under test on the same evaluation rows, answers by option likelihood or by exact match."""
+"""The harness: computes the parts that are missing, one after the other, and keeps each when it is whole."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean
-from typing import Any, Literal
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import Any
 
-from lorafleet.composition import Composition
-from lorafleet.engine import GenerationRequest, ScoreRequest
-from lorafleet.errors import SettingsError, closest
-from lorafleet.evaluation.metrics import best_option, exact_match
-from lorafleet.evaluation.under_test import UNDER_TEST, MethodUnderTest
-from lorafleet.fleet import Fleet
-from lorafleet.tasks import Corpus, Example, Task, load_catalogue, load_corpus
-from lorafleet.weighing import TaskWeights
+from lorafleet.errors import LoRAFleetError
+from lorafleet.evaluation.bench import Bench
+from lorafleet.evaluation.plan import Plan, fleet_mark, plan, retrieval_mark
+from lorafleet.evaluation.queries import FORMS, QueryForm, row_text
+from lorafleet.evaluation.records import (
+    Part,
+    digest,
+    is_current,
+    row_ids,
+    write_predictions,
+    write_retrieval,
+    write_rows,
+)
+from lorafleet.evaluation.scoring import Choice, choose_from_files, write_choices
+from lorafleet.evaluation.under_test import Variant, variant
+from lorafleet.models import pick_device
+from lorafleet.weighing import task_shares
 
-Setting = Literal["iid", "ood"]
 Note = Callable[[int, str], None]
-FREE_TEXT_TOKENS = 24
 
 
-@dataclass(frozen=True)
-class TaskScore:
-    """The share of right answers of one method on one task, in per cent, and how many rows it was measured on."""
+@dataclass
+class Outcome:
+    """What a run did.
 
-    score: float
-    rows: int
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The table: method, task, score."""
-
-    setting: Setting
-    scores: Mapping[str, Mapping[str, TaskScore]]
-
-    def mean(self, method: str) -> float:
-        """The mean over the tasks, every task counting the same."""
-        return fmean(score.score for score in self.scores[method].values())
-
-    def as_json(self) -> dict[str, Any]:
-        """As `lorafleet evaluate --json` prints it."""
-        return {
-            "setting": self.setting,
-            "methods": {
-                method: {
-                    "mean": round(self.mean(method), 2),
-                    "tasks": {task: {"score": round(s.score, 2), "rows": s.rows} for task, s in tasks.items()},
-                }
-                for method, tasks in self.scores.items()
-            },
-        }
-
-
-def methods_under_test(names: Sequence[str] | None, setting: Setting) -> dict[str, MethodUnderTest]:
-    """The methods of these names; all that the setting allows where none is named.
-
-    Raises:
-        SettingsError: a name is unknown, or the method has no meaning in the setting.
+    Attributes:
+        kept: parts that were there already.
+        computed: parts that were computed now.
+        failed: why there is no part, by part.
     """
-    if names is None:
-        return {name: method for name, method in UNDER_TEST.items() if setting == "iid" or not method.knows_task}
-    for name in names:
-        if name not in UNDER_TEST:
-            raise SettingsError(f"no method under test named {name!r}", closest(name, UNDER_TEST))
-        if setting == "ood" and UNDER_TEST[name].knows_task:
-            raise SettingsError(
-                f"method {name} has no meaning with the own adapter masked", "Leave it out, or use --setting iid"
-            )
-    return {name: UNDER_TEST[name] for name in names}
+
+    kept: int = 0
+    computed: int = 0
+    failed: dict[Part, str] = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        """Whether there is anything to show."""
+        return self.kept + self.computed > 0
 
 
-def evaluate(
-    fleet: Fleet,
-    methods: Sequence[str] | None = None,
-    setting: Setting = "iid",
-    limit: int | None = None,
-    note: Note | None = None,
-) -> Evaluation:
-    """Measure methods on the evaluation rows of the tasks of the settings.
+def run(bench: Bench, work: Plan, note: Note | None = None) -> Outcome:
+    """Compute what is missing of a plan. A part that fails is told of, and does not stop the others.
 
     Args:
-        setting: "ood" leaves the rows of the task itself out of retrieval, and so its adapter.
-        limit: at most so many rows a task; all where absent.
-        note: is called with rows done and the task, for a progress bar; every method counts its rows.
+        note: is called with rows done and the part, for a progress bar.
+    """
+    outcome = Outcome(kept=work.kept)
+    task = None
+    for part in work.missing:
+        if part.task != task:
+            bench.forget()
+            task = part.task
+        try:
+            rows = compute(bench, part, work.parts[part])
+        except Exception as error:
+            outcome.failed[part] = reason(error)
+            rows = 0
+        else:
+            outcome.computed += 1
+        if note is not None:
+            note(rows, str(part))
+    return outcome
+
+
+def compute(bench: Bench, part: Part, fingerprint: str) -> int:
+    """Answer a part's rows, and keep the answers; returns how many.
 
     Raises:
-        LoRAFleetError: rows, index or adapters are missing for a method that needs them.
+        LoRAFleetError: rows, index or adapters are missing for the method.
     """
-    under_test = methods_under_test(methods, setting)
-    corpora = evaluation_corpora(fleet, limit)
-    scores: dict[str, dict[str, TaskScore]] = {name: {} for name in under_test}
-    for corpus in corpora:
-        task, examples = corpus.task, corpus.examples
-        weights = _weights(fleet, task, examples, setting, any(method.retrieves for method in under_test.values()))
-        for name, method in under_test.items():
-            if method.knows_task and not task.trained:
-                continue
-            compositions = [fleet.composition(method.weights(task.name, row), method.method) for row in weights]
-            right = _right_answers(fleet, task, examples, compositions)
-            scores[name][task.name] = TaskScore(100 * fmean(right), len(right))
+    began = time.monotonic()
+    one = variant(part.method)
+    settings = one.apply(bench.settings)
+    rows = bench.rows(part.task, part.split, masked=part.setting == "ood")
+    compositions = one.method.compose(bench, rows, settings)
+    answers = one.method.answer(bench, rows, compositions)
+    ranked: Sequence[Sequence[str]] = [()] * len(rows.examples)
+    if one.method.retrieves:
+        found = bench.neighbours(rows, settings.weighing.neighbours, settings.evaluation.query)
+        ranked = [list(task_shares(near)) for near in found]
+    about = {**_about(bench, fingerprint), "part": vars(part), "seconds": round(time.monotonic() - began, 3)}
+    write_predictions(part.path(bench.folder), part, rows.examples, answers, ranked, about)
+    return len(answers)
+
+
+def preparations(bench: Bench, methods: Sequence[Variant]) -> int:
+    """How many steps `prepare` takes: embedded training rows by task, and queries by task and form."""
+    if not any(one.method.retrieves for one in methods):
+        return 0
+    return len(bench.indexed) + len(FORMS) * len(bench.tasks)
+
+
+def prepare(bench: Bench, methods: Sequence[Variant], note: Note | None = None) -> None:
+    """Keep what the tables need beside the predictions: the rows, and what retrieval finds for them.
+
+    Args:
+        note: is called with each step done, and what it was.
+    """
+    keep_rows(bench, bench.tasks)
+    if preparations(bench, methods) and bench.indexed:
+        for name in bench.indexed:
+            if bench.settings.evaluation.search == "exact":
+                bench.keys(name)
             if note is not None:
-                note(len(right), f"{task.name}, {name}")
-    return Evaluation(setting, {name: tasks for name, tasks in scores.items() if tasks})
+                note(1, f"{name}, training rows")
+        keep_retrieval(bench, list(bench.tasks), note)
 
 
-def evaluation_corpora(fleet: Fleet, limit: int | None) -> list[Corpus]:
-    """The evaluation rows of every task of the settings."""
-    settings = fleet.settings.tasks
-    if limit is not None:
-        settings = settings.model_copy(update={"rows_per_task": limit})
-    return [load_corpus(task, "evaluation", settings) for task in load_catalogue(settings).values()]
+def keep_rows(bench: Bench, tasks: Iterable[str]) -> None:
+    """Keep the evaluation rows of tasks beside the predictions, where they are not kept yet."""
+    for name in tasks:
+        rows = bench.rows(name)
+        path = bench.folder / "rows" / f"{name}.parquet"
+        mark = digest(bench.corpus(name, "evaluation").fingerprint, len(rows.examples))
+        if not is_current(path, mark):
+            texts = [row_text(rows.task, example) for example in rows.examples]
+            described = {"fingerprint": mark, "task": name, "family": rows.task.family, "scoring": rows.task.scoring}
+            write_rows(path, name, texts, rows.examples, described)
 
 
-def _weights(
-    fleet: Fleet, task: Task, examples: Sequence[Example], setting: Setting, retrieves: bool
-) -> Sequence[TaskWeights]:
-    if not retrieves:
-        return [TaskWeights({})] * len(examples)
-    masked = task.name if setting == "ood" else None
-    return [fleet.weigh(found) for found in fleet.neighbours([example.key for example in examples], without=masked)]
+def keep_retrieval(bench: Bench, tasks: Sequence[str], note: Note | None = None) -> None:
+    """Keep which tasks' rows are found for the evaluation rows, as queries of every form, nothing masked."""
+    count = bench.settings.weighing.neighbours
+    for name in tasks:
+        for form in FORMS:
+            mark = digest(form, count, bench.corpus(name, "evaluation").fingerprint, retrieval_mark(bench))
+            path = bench.folder / "retrieval" / form / f"{name}.parquet"
+            if not is_current(path, mark):
+                families = {task.name: task.family for task in bench.everything.values()}
+                write_retrieval(path, _ranked(bench, name, form, count), {**_about(bench, mark), "families": families})
+            if note is not None:
+                note(1, f"{name} as queries, {form}")
+        # A hundred neighbours a row, of every task in three forms, would be a million.
+        bench.forget()
 
 
-def _right_answers(fleet: Fleet, task: Task, examples: Sequence[Example], compositions: Sequence[Composition]) -> list[bool]:
-    if task.answers is None:
-        asked = [
-            ScoreRequest(example.prompt, example.options, composition)
-            for example, composition in zip(examples, compositions, strict=True)
-        ]
-        found = [best_option(row, task.scoring) for row in fleet.engine.score(asked)]
-        return [answer in example.answers for answer, example in zip(found, examples, strict=True)]
-    prompts = [
-        GenerationRequest(example.prompt, composition, max_tokens=FREE_TEXT_TOKENS, stop=("\n",))
-        for example, composition in zip(examples, compositions, strict=True)
-    ]
-    return [
-        exact_match(generation.text, example.answers)
-        for generation, example in zip(fleet.engine.generate(prompts), examples, strict=True)
-    ]
+def _ranked(bench: Bench, task: str, form: QueryForm, count: int) -> list[dict[str, Any]]:
+    rows = bench.rows(task)
+    found = []
+    for name, near in zip(row_ids(rows.examples), bench.neighbours(rows, count, form), strict=True):
+        shares = task_shares(near)
+        found.append({"id": name, "task": task, "ranked": list(shares), "shares": list(shares.values())})
+    return found
+
+
+def choose_scorings(bench: Bench, note: Note | None = None) -> dict[str, Choice]:
+    """Choose how the options of every task are compared, by base model and own adapter on training rows; and keep it.
+
+    Raises:
+        LoRAFleetError: a task's training rows could not be answered.
+    """
+    outcome = run(bench, scoring_plan(bench), note)
+    if outcome.failed:
+        part, why = next(iter(outcome.failed.items()))
+        raise LoRAFleetError(f"no scoring can be chosen: {part}: {why}", "Mend the cause, and run again")
+    return kept_choices(bench)
+
+
+def scoring_plan(bench: Bench) -> Plan:
+    """The parts on training rows that choose the scorings."""
+    return plan(bench, [variant("base"), variant("perfect")], ("iid", "held_out"), split="train")
+
+
+def kept_choices(bench: Bench) -> dict[str, Choice]:
+    """The scorings that the kept parts on training rows ask for; they are written beside the results."""
+    files: dict[str, list[Part]] = {}
+    for part in scoring_plan(bench).parts:
+        files.setdefault(part.task, []).append(part)
+    choices: dict[str, Choice] = {}
+    for task, parts in files.items():
+        choice = choose_from_files(bench, task, [part.path(bench.folder) for part in parts])
+        if choice is not None:
+            choices[task] = choice
+    write_choices(bench.folder, choices)
+    return choices
+
+
+def reason(error: Exception) -> str:
+    """An error in one line."""
+    return str(error) if isinstance(error, LoRAFleetError) else f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _about(bench: Bench, fingerprint: str) -> dict[str, Any]:
+    return {
+        "fingerprint": fingerprint,
+        "fleet": fleet_mark(bench),
+        "base": bench.settings.models.base,
+        "encoder": bench.settings.models.encoder,
+        "device": str(pick_device(bench.settings.models.device)),
+        "torch": version("torch"),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }

@@ -1,11 +1,35 @@
-"""The methods under test: which adapters each one gives a row, and how it combines them."""
+"""The methods under test: which composition each one gives a row. A further one is a line in `UNDER_TEST`.
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+A method may be measured with other settings than the fleet's, by its name and what is changed: `linear@p=0.5`,
+`softmax@k=5@temperature=0.1`, `cat@query=bare`.
+"""
 
-from lorafleet.weighing import TaskWeights
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-Chooser = Callable[[str, TaskWeights], Mapping[str, float]]
+import yaml
+from pydantic import ValidationError
+
+from lorafleet.composition import BASE, Composition
+from lorafleet.config import Composing, Evaluation, Section, Settings, Weighing
+from lorafleet.errors import SettingsError, closest
+from lorafleet.evaluation.answering import Answer, by_engine
+from lorafleet.evaluation.bench import Bench, Rows
+from lorafleet.weighing import TaskWeights, make_weigher
+
+Setting = Literal["iid", "ood", "held_out"]
+SETTINGS: tuple[Setting, ...] = ("iid", "ood", "held_out")
+KNOBS: Mapping[str, str] = {
+    **dict.fromkeys(Weighing.model_fields, "weighing"),
+    "density": "composing",
+    "majority_sign": "composing",
+    "query": "evaluation",
+}
+"""What a variant may change, and the section of the settings that it stands in."""
+
+Compose = Callable[[Bench, Rows, Settings], Sequence[Composition]]
+AnswerRows = Callable[[Bench, Rows, Sequence[Composition]], list[Answer]]
 
 
 @dataclass(frozen=True)
@@ -13,40 +37,137 @@ class MethodUnderTest:
     """A line of the table.
 
     Attributes:
-        weights: the adapters' weights, from the row's own task and its weights by retrieval.
-        method: how they are combined.
-        retrieves: whether it needs the row's neighbours.
-        knows_task: whether it is told the row's task; such a method has no meaning where the own adapter is masked.
+        compose: gives every row its composition, under a variant's settings.
+        retrieves: whether it needs the rows' neighbours.
+        adapters: which it may use: none, the row's own, or any of the pool.
+        settings: where it has a meaning: with the own adapter in the pool ("iid"), with it masked ("ood"), on tasks without
+            an adapter ("held_out").
+        fixed: its own values of what a variant may change.
+        answer: computes the answers; by the engine, unless it has to do otherwise.
     """
 
-    weights: Chooser
-    method: str = "cat"
+    compose: Compose
     retrieves: bool = True
-    knows_task: bool = False
+    adapters: Literal["none", "own", "pool"] = "pool"
+    settings: tuple[Setting, ...] = SETTINGS
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    answer: AnswerRows = by_engine
 
 
-def _none(task: str, weights: TaskWeights) -> Mapping[str, float]:
-    return {}
+@dataclass(frozen=True)
+class Variant:
+    """A method under test with the settings that its name asks for.
+
+    Attributes:
+        name: as it was given, such as `linear@p=0.5`.
+        changes: what it changes in the fleet's settings.
+    """
+
+    name: str
+    method: MethodUnderTest
+    changes: Mapping[str, Any]
+
+    def apply(self, settings: Settings) -> Settings:
+        """The fleet's settings, with the method's own values and what the name changes.
+
+        Raises:
+            SettingsError: a value is not allowed.
+        """
+        sections: dict[str, dict[str, Any]] = {}
+        for knob, value in {**self.method.fixed, **self.changes}.items():
+            sections.setdefault(KNOBS[knob], {})[knob] = value
+        kinds: dict[str, type[Section]] = {"weighing": Weighing, "composing": Composing, "evaluation": Evaluation}
+        changed: dict[str, Section] = {}
+        for section, values in sections.items():
+            try:
+                changed[section] = kinds[section].model_validate({**getattr(settings, section).model_dump(), **values})
+            except ValidationError as error:
+                first = error.errors()[0]
+                knob, message = str(first["loc"][0]), first["msg"].removeprefix("Input should be ")
+                raise SettingsError(f"method {self.name}: {knob} is {first['input']!r}", f"Allowed: {message}") from None
+        return settings.model_copy(update=changed)
 
 
-def _own(task: str, weights: TaskWeights) -> Mapping[str, float]:
-    return {task: 1.0}
+def variant(name: str) -> Variant:
+    """The method under test that a name asks for.
+
+    Raises:
+        SettingsError: there is none, or it has no such setting.
+    """
+    plain, *changes = name.split("@")
+    if plain not in UNDER_TEST:
+        raise SettingsError(f"no method under test named {plain!r}", closest(plain, UNDER_TEST))
+    found: dict[str, Any] = {}
+    for change in changes:
+        knob, equals, value = change.partition("=")
+        if not equals or knob not in KNOBS:
+            raise SettingsError(f"method {name}: cannot change {change!r}", f"Write name=value; known: {', '.join(KNOBS)}")
+        found[knob] = yaml.safe_load(value)
+    return Variant(name, UNDER_TEST[plain], found)
 
 
-def _first(task: str, weights: TaskWeights) -> Mapping[str, float]:
-    return {next(iter(weights)): 1.0} if weights else {}
+def by_retrieval(bench: Bench, rows: Rows, settings: Settings) -> list[Composition]:
+    """Every row's neighbours, weighed and combined as the settings say."""
+    return [bench.composition(row, settings) for row in retrieved_weights(bench, rows, settings)]
 
 
-def _nucleus(task: str, weights: TaskWeights) -> Mapping[str, float]:
-    return weights
+def retrieved_weights(bench: Bench, rows: Rows, settings: Settings) -> list[TaskWeights]:
+    """Task weights of every row's neighbours, over the adapters within reach."""
+    weighing = settings.weighing
+    weigher = make_weigher(weighing.weigher, weighing.model_dump())
+    pool = bench.pool(rows.masked)
+    found = bench.neighbours(rows, weighing.neighbours, settings.evaluation.query)
+    return [weigher.weigh(neighbours, among=pool) for neighbours in found]
+
+
+def weighed(method: str, weigher: str = "nucleus") -> MethodUnderTest:
+    """A method of composition over the weights of a weigher."""
+
+    def compose(bench: Bench, rows: Rows, settings: Settings) -> list[Composition]:
+        return [bench.composition(row, settings, method) for row in retrieved_weights(bench, rows, settings)]
+
+    return MethodUnderTest(compose, fixed={"weigher": weigher})
+
+
+def _base(bench: Bench, rows: Rows, settings: Settings) -> list[Composition]:
+    return [BASE] * len(rows.examples)
+
+
+def _own(bench: Bench, rows: Rows, settings: Settings) -> list[Composition]:
+    return [bench.composition({rows.task.name: 1.0}, settings, "cat")] * len(rows.examples)
+
+
+def _everyone(bench: Bench, rows: Rows, settings: Settings) -> list[Composition]:
+    pool = bench.pool(rows.masked)
+    return [bench.composition(dict.fromkeys(pool, 1 / len(pool)), settings, "cat")] * len(rows.examples)
+
+
+def _multitask(bench: Bench, rows: Rows, settings: Settings) -> list[Composition]:
+    if bench.multitask is None:
+        raise SettingsError(
+            "multitask_lora: evaluation.multitask is not set", "Name the adapter that was trained on everything"
+        )
+    return [bench.composition({bench.multitask: 1.0}, settings, "cat")] * len(rows.examples)
 
 
 UNDER_TEST: dict[str, MethodUnderTest] = {
-    "base": MethodUnderTest(_none, retrieves=False),
-    "perfect": MethodUnderTest(_own, retrieves=False, knows_task=True),
-    "selection": MethodUnderTest(_first),
-    "linear": MethodUnderTest(_nucleus, "linear"),
-    "cat": MethodUnderTest(_nucleus, "cat"),
-    "ties": MethodUnderTest(_nucleus, "ties"),
-    "magnitude_prune": MethodUnderTest(_nucleus, "magnitude_prune"),
+    "base": MethodUnderTest(_base, retrieves=False, adapters="none"),
+    "perfect": MethodUnderTest(_own, retrieves=False, adapters="own", settings=("iid",)),
+    "auto": MethodUnderTest(by_retrieval),
+    "selection": weighed("selection", "top_k"),
+    "fusion": weighed("fusion", "uniform"),
+    "mixture": weighed("mixture", "uniform"),
+    "linear": weighed("linear"),
+    "cat": weighed("cat"),
+    "ties": weighed("ties"),
+    "magnitude_prune": weighed("magnitude_prune"),
+    "dare_linear": weighed("dare_linear"),
+    "dare_ties": weighed("dare_ties"),
+    "svd": weighed("svd"),
+    "top_k": weighed("cat", "top_k"),
+    "softmax": weighed("cat", "softmax"),
+    "uniform": MethodUnderTest(_everyone, retrieves=False),
+    # Whoever was trained on everything has seen the masked task.
+    "multitask_lora": MethodUnderTest(_multitask, retrieves=False, settings=("iid", "held_out")),
 }
+"""By name: `auto` is what the endpoint does by its settings, `uniform` every adapter the same whatever the query."""

@@ -1,59 +1,172 @@
-"""The harness: answers known beforehand, the settings iid and ood, and the untouched base model on real rows."""
+"""The harness: answers known beforehand in all settings, parts that are kept, and the base model on real rows."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from evaluation.conftest import METHODS
+from evaluation.rigged import SCORES, rigged_settings, write_adapter, write_rows
 
 from lorafleet.config import load_settings
-from lorafleet.engine import OptionScore
-from lorafleet.errors import SettingsError
-from lorafleet.evaluation import UNDER_TEST, evaluate
-from lorafleet.evaluation.harness import methods_under_test
-from lorafleet.evaluation.metrics import best_option, exact_match
-from lorafleet.fleet import Fleet
-from lorafleet.weighing import TaskWeights
+from lorafleet.errors import SettingsError, UnknownAdapter
+from lorafleet.evaluation import Bench, plan, read_results, run, variants
+from lorafleet.evaluation.harness import prepare
+from lorafleet.evaluation.records import Part, about, read_rows
+from lorafleet.evaluation.scoring import read_choices
+from lorafleet.evaluation.tables import tables_as_json
+from lorafleet.evaluation.under_test import SETTINGS, variant
 
 HUB_ROOT = os.environ.get("HUB_ROOT")
 
 
-def test_options_are_compared_by_sum_token_or_byte():
-    scores = [OptionScore("yes", -2.0, 1, 3), OptionScore("no way at all", -4.0, 4, 13), OptionScore("no", -2.5, 2, 2)]
-    assert best_option(scores, "sum") == "yes"
-    assert best_option(scores, "token") == "no way at all"
-    assert best_option(scores, "byte") == "no way at all"
-    assert best_option([scores[0], scores[2]], "token") == "no"
+def test_scores_are_the_known_ones(measured):
+    results = read_results(measured)
+    for setting, methods in SCORES.items():
+        for method, tasks in methods.items():
+            found = {task: scores.mean() for task, scores in results.scores(setting, method).items()}
+            assert found == pytest.approx(tasks), (setting, method)
+    spelled = results.judged["iid"]["perfect"]["spelling"]
+    assert spelled.answers == ("v", "v", "v") and spelled.f1 is not None and spelled.f1.mean() == 1
+    difference, share = results.against("ood", "base")
+    assert difference.value == pytest.approx(25 / 3 - 275 / 3) and share.value == pytest.approx(100 * 25 / 275)
+    assert "perfect" not in results.judged["ood"] and results.tasks_of("held_out") == ["weather"]
 
 
-def test_exact_match_forgives_case_articles_punctuation_and_blanks():
-    assert exact_match(" The  Eiffel Tower. ", ["Louvre", "eiffel tower"])
-    assert not exact_match("Eiffel Tower in Paris", ["Eiffel Tower"])
-    assert not exact_match("", ["a thing"])
+def test_records_hold_what_the_tables_are_computed_from(measured):
+    (row, *_) = read_rows(measured / "predictions/ood/cat/fruit.parquet")
+    weights = dict(row["weights"])
+    assert set(weights) <= {"ships", "spelling"} and sum(weights.values()) == pytest.approx(1)
+    assert row["ranked"] and "fruit" not in row["ranked"]
+    assert [option["bytes"] for option in row["options"]] == [1, 1, 1]
+    said = about(measured / "predictions/ood/cat/fruit.parquet")
+    assert said["part"] == {"task": "fruit", "setting": "ood", "method": "cat", "split": "evaluation"}
+    (base, *_) = read_rows(measured / "predictions/iid/base/fruit.parquet")
+    assert not base["weights"] and max(base["options"], key=lambda option: option["total"]) is base["options"][2]
 
 
-def test_what_each_method_gives_a_row():
-    weights = TaskWeights({"rte": 0.6, "cb": 0.4})
-    given = {name: dict(method.weights("mnli", weights)) for name, method in UNDER_TEST.items()}
-    assert given["base"] == {}
-    assert given["perfect"] == {"mnli": 1.0}
-    assert given["selection"] == {"rte": 1.0}
-    assert all(given[name] == {"rte": 0.6, "cb": 0.4} for name in ("linear", "cat", "ties", "magnitude_prune"))
+def test_the_scoring_is_chosen_on_training_rows(measured):
+    choices = read_choices(measured)
+    assert set(choices) == {"fruit", "ships"}, "a free-text task has no options, one without training rows no choice"
+    # The own adapter is always right on its training rows, and base never.
+    assert choices["fruit"].accuracy == {"sum": 50, "token": 50, "byte": 50} and choices["fruit"].rows == 16
 
 
-def test_methods_without_meaning_are_refused():
-    assert "perfect" not in methods_under_test(None, "ood")
+def test_json_is_the_contract(measured):
+    table = tables_as_json(read_results(measured, settings=("iid", "held_out")), "iid")
+    base = table["methods"]["base"]
+    assert base["mean"] == pytest.approx(25 / 3, abs=0.01)
+    assert {task: (entry["score"], entry["rows"]) for task, entry in base["tasks"].items()} == {
+        "fruit": (25.0, 4),
+        "ships": (0.0, 5),
+        "spelling": (0.0, 3),
+        "weather": (66.67, 3),
+    }
+    assert table["methods"]["selection"]["to_perfect"]["per_cent"] == 100
+
+
+def test_a_run_that_was_ended_goes_on_where_it_stopped(tmp_path, settings):
+    own = rigged_settings(tmp_path)
+    methods = variants(["base", "perfect", "selection"], SETTINGS)
+
+    def missing() -> set[Part]:
+        return set(plan(Bench(own), methods, SETTINGS).missing)
+
+    everything = missing()
+    assert len(everything) == 3 * 3 + 3 * 2 + 2
+    done: list[str] = []
+
+    def ends_after_four(rows: int, part: str) -> None:
+        done.append(part)
+        if len(done) == 4:
+            raise KeyboardInterrupt
+
+    bench = Bench(own)
+    prepare(bench, methods)
+    with pytest.raises(KeyboardInterrupt):
+        run(bench, plan(bench, methods, SETTINGS), ends_after_four)
+    left = missing()
+    assert len(left) == len(everything) - 4 and {str(part) for part in everything - left} == set(done)
+    outcome = run(bench, plan(bench, methods, SETTINGS))
+    assert (outcome.kept, outcome.computed, outcome.failed) == (4, len(left), {})
+    bench.close()
+    assert not missing()
+    assert not list(bench.folder.rglob(".*")), "nothing half written is left"
+
+    # Other weights of one adapter: everything that could have used it is measured anew, and nothing else.
+    write_adapter(own.adapters / "ships", direction=3)
+    changed = missing()
+    assert {part for part in changed if part.method == "perfect"} == {Part("ships", "iid", "perfect")}
+    assert {part.task for part in changed if part.setting == "ood"} == {"fruit", "spelling"}
+    assert not any(part.method == "base" for part in changed)
+    # Other evaluation rows: all parts of their task.
+    write_adapter(own.adapters / "ships", direction=2)
+    assert not missing()
+    write_rows(tmp_path / "rows" / "fruit.jsonl", [("a pear", "x")])
+    assert {part.task for part in missing()} == {"fruit"} and len(missing()) == 5
+
+
+def test_a_part_that_fails_does_not_stop_the_others(tmp_path):
+    own = rigged_settings(tmp_path, generation={"rows": 4, "longest": 128})
+    write_rows(tmp_path / "rows" / "ships.jsonl", [("a long ship " * 40, "y")])
+    bench = Bench(own)
+    outcome = run(bench, plan(bench, variants(["base"], ("iid",)), ("iid",)))
+    bench.close()
+    assert [part.task for part in outcome.failed] == ["ships"] and outcome.computed == 2
+    assert "generation.longest" in next(iter(outcome.failed.values()))
+
+
+def test_a_training_row_is_not_its_own_neighbour(settings):
+    bench = Bench(settings)
+    rows = bench.rows("fruit", "train")
+    found = bench.neighbours(rows, 12, "instruction")
+    assert [len(near) for near in found] == [12] * 8
+    assert not any(example.key in [one.text for one in near] for example, near in zip(rows.examples, found, strict=True))
+    masked = bench.neighbours(bench.rows("fruit", masked=True), 12, "bare")
+    assert {one.task for near in masked for one in near} == {"ships", "spelling"}
+
+
+def test_methods_and_their_variants_by_name(settings):
+    changed = variant("softmax@k=5@temperature=0.1@query=bare").apply(settings)
+    assert (changed.weighing.weigher, changed.weighing.k, changed.weighing.temperature) == ("softmax", 5, 0.1)
+    assert changed.evaluation.query == "bare" and settings.evaluation.query == "instruction"
+    assert variant("ties@density=0.2@weigher=uniform").apply(settings).composing.density == 0.2
+    assert "perfect" not in [one.name for one in variants(None, ("ood",))]
+    for name, message in {
+        "linaer": "Did you mean linear",
+        "linear@q=1": "cannot change 'q=1'",
+        "linear@p": "cannot change 'p'",
+    }.items():
+        with pytest.raises(SettingsError, match=message):
+            variants([name], SETTINGS)
+    with pytest.raises(SettingsError, match="p is 7"):
+        variant("linear@p=7").apply(settings)
     with pytest.raises(SettingsError, match="perfect has no meaning"):
-        methods_under_test(["perfect"], "ood")
-    with pytest.raises(SettingsError, match="Did you mean linear"):
-        methods_under_test(["linaer"], "iid")
+        variants(["perfect"], ("ood",))
 
 
-@pytest.mark.integration
-def test_base_needs_neither_index_nor_adapters(tmp_path):
+def test_it_needs_neither_ray_nor_chroma_nor_datasets():
+    """A machine with a GPU and little else is enough to measure on."""
+    missing = "import sys; sys.modules.update(dict.fromkeys(('ray', 'chromadb', 'datasets')))"
+    subprocess.run([sys.executable, "-c", f"{missing}; import lorafleet.evaluation.report"], check=True)
+
+
+def test_without_adapters_base_alone_can_be_measured(tmp_path):
     settings = load_settings(state=tmp_path, tasks={"names": ["story_cloze", "squad"]})
-    table = evaluate(Fleet(settings), methods=["base"], limit=4).as_json()["methods"]["base"]
-    assert {task: score["rows"] for task, score in table["tasks"].items()} == {"story_cloze": 4, "squad": 4}
-    assert all(score["score"] in (0, 25, 50, 75, 100) for score in table["tasks"].values())
+    bench = Bench(settings, limit=4)
+    with pytest.raises(UnknownAdapter, match="lorafleet train"):
+        plan(bench, variants(["linear"], SETTINGS), SETTINGS)
+    assert set(plan(bench, variants(["base"], SETTINGS), SETTINGS).parts) == {
+        Part("story_cloze", "held_out", "base"),
+        Part("squad", "held_out", "base"),
+    }
+
+
+def test_shares_of_the_work_are_the_whole(settings):
+    work = plan(Bench(settings), variants(METHODS, SETTINGS), SETTINGS, force=True)
+    shares = [work.share(number, 3).missing for number in (1, 2, 3)]
+    assert sorted(part for share in shares for part in share) == sorted(work.missing)
 
 
 @pytest.mark.integration
@@ -61,6 +174,9 @@ def test_base_needs_neither_index_nor_adapters(tmp_path):
 def test_the_untouched_base_model_scores_on_real_rows_what_it_should(every_core, tmp_path):
     """Its model card has 66 on PIQA, scored as continuations; a harness that is off shows here."""
     settings = load_settings(state=tmp_path, tasks={"names": ["piqa", "story_cloze"], "hub_root": Path(str(HUB_ROOT))})
-    table = evaluate(Fleet(settings), methods=["base"]).scores["base"]
-    assert table["piqa"].score >= 62 and table["piqa"].rows == 200
-    assert table["story_cloze"].score >= 60 and table["story_cloze"].rows == 250
+    bench, methods = Bench(settings), variants(["base"], SETTINGS)
+    prepare(bench, methods)
+    run(bench, plan(bench, methods, SETTINGS))
+    scores = read_results(bench.folder).scores("held_out", "base")
+    assert scores["piqa"].mean() >= 62 and len(scores["piqa"]) == 200
+    assert scores["story_cloze"].mean() >= 60 and len(scores["story_cloze"]) == 250

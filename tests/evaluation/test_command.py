@@ -1,0 +1,44 @@
+"""The command on kept predictions: tables, data and report, without a model."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from lorafleet.cli import app
+from lorafleet.errors import SettingsError
+
+
+def evaluate(*arguments: str):
+    return CliRunner().invoke(app, ["evaluate", *arguments])
+
+
+def test_tables_from_kept_predictions(measured):
+    done = evaluate("--from", str(measured), "--setting", "ood", "--methods", "base,cat")
+    assert done.exit_code == 0
+    (mean,) = [line.split() for line in done.stdout.splitlines() if line.startswith("mean")]
+    assert mean == ["mean", "12", "8.3", "0.0"] and "Own adapter masked" in done.stdout
+    data = json.loads(evaluate("--from", str(measured), "--setting", "all", "--json").stdout)
+    assert set(data["settings"]) == {"iid", "ood", "held_out"}
+    assert data["settings"]["iid"]["methods"]["perfect"]["tasks"]["fruit"]["score"] == 75
+    one = json.loads(evaluate("--from", str(measured), "--tasks", "fruit,ships", "--json").stdout)
+    assert set(one["methods"]["base"]["tasks"]) == {"fruit", "ships"}
+
+
+def test_the_report_is_written_beside_the_predictions(measured):
+    (measured / "report.md").unlink(missing_ok=True)
+    done = evaluate("--from", str(measured), "--report", "--methods", "base")
+    assert done.exit_code == 0
+    assert "| perfect |" in (measured / "report.md").read_text(), "the page shows everything that is kept"
+
+
+def test_bad_input_is_named(measured, settings):
+    for arguments, message in (
+        (("--from", str(measured), "--setting", "odd"), "--setting is 'odd'. Allowed: iid, ood, held_out, all"),
+        (("--from", str(measured / "nowhere")), "no predictions in .*nowhere"),
+        (("--share", "5/4", "--state", str(settings.state), "--methods", "base", "--tasks", "imdb"), "--share is '5/4'"),
+    ):
+        done = evaluate(*arguments)
+        assert isinstance(done.exception, SettingsError)
+        with pytest.raises(SettingsError, match=message):
+            raise done.exception
