@@ -38,10 +38,19 @@ def tiny_llama(vocabulary: int = 512) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share an endpoint or a cluster go to one process, and what takes longest begins first."""
+    for item in items:
+        if item.get_closest_marker("integration"):
+            shared = item.path.parent if item.path.parent.name == "serve" else item.path
+            item.add_marker(pytest.mark.xdist_group(str(shared.relative_to(item.config.rootpath))))
+    items.sort(key=lambda item: (item.path.parent.name != "serve", not item.get_closest_marker("integration")))
+
+
 @pytest.fixture
 def every_core() -> Iterator[None]:
-    """All threads, for a test with a real model in this process."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    """All threads, for a test with a real model in this process, where it is the only one."""
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else os.cpu_count() or 1)
     yield
     torch.set_num_threads(1)
 
