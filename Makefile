@@ -1,6 +1,7 @@
 # Every target sets itself up: Python 3.10 or later and make are all that a fresh machine needs.
 #   make demo     embed, train, serve and ask on this machine          HUB_ROOT=DIR, SOURCE=hub, STATE=DIR, CONFIG=FILE
-#   make test     the tests                                            HUB_ROOT=DIR adds those that need real rows
+#   make test     the tests                                            HUB_ROOT=DIR adds those that need real rows,
+#                                                                      SCHEMAS_ROOT=DIR those that need KubeRay's definitions
 #   make lint     ruff and mypy
 #   make bench    composition and serving, side by side with what else there is; tables, and JSON in BENCH
 #                                                                      URL=http://127.0.0.1:8000 adds that endpoint under load
@@ -11,6 +12,7 @@ VENV ?= .venv
 STATE ?= state
 CONFIG ?= configs/laptop.yaml
 HUB_ROOT ?=
+SCHEMAS_ROOT ?=
 SOURCE ?=
 BENCH ?= .benchmarks
 URL ?=
@@ -35,7 +37,8 @@ stop: $(READY)
 	$(BIN)/lorafleet down --config $(CONFIG) --state $(STATE)
 
 test: lint
-	HF_HUB_OFFLINE=1 HUB_ROOT=$(abspath $(HUB_ROOT)) $(BIN)/pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 HUB_ROOT=$(abspath $(HUB_ROOT)) SCHEMAS_ROOT=$(abspath $(SCHEMAS_ROOT)) \
+		$(BIN)/pytest -n 2 --dist loadgroup
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -51,6 +54,8 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.compose --rows 1,4,16 --prompts 512 --json $(BENCH)/compose.json
 	$(BIN)/python -m benchmarks.serve_batch --json $(BENCH)/serve_batch.json
 	$(BIN)/python -m benchmarks.soak
+	$(BIN)/python -m benchmarks.train --json $(BENCH)/train.json
+	$(BIN)/python -m benchmarks.embed --rows 3000 --json $(BENCH)/embed.json
 ifneq ($(URL),)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks.load --url $(URL) --json $(BENCH)/load.json

@@ -173,14 +173,16 @@ class Evaluation(Section):
 class Scaling(Section):
     """Replicas of one deployment; Ray Serve adds and removes them by the requests in flight.
 
-    One is added when each has had more than `target_ongoing_requests` for `upscale_delay_seconds`, one goes when fewer would
-    have done for `downscale_delay_seconds`. With `min_replicas` 0 the last one goes as well, and the next request waits for a
-    start. A replica takes `max_ongoing_requests`, `max_queued_requests` wait for one, and what is beyond is refused with 429.
+    One is added when each has had more than `target_ongoing_requests` for `upscale_delay_seconds`, one goes when fewer
+    would have done for `downscale_delay_seconds`. With `min_replicas` 0 the last one goes as well, and the next request
+    waits for a start. A replica takes `max_ongoing_requests`, `max_queued_requests` wait for one, and what is beyond is
+    refused with 429.
 
     A replica is asked for its health every `health_period_seconds`, and replaced if it does not answer for
-    `health_timeout_seconds`. One that is to go has `drain_seconds` to end what it has begun; without it, as long as a request
-    may take. While replicas are replaced by those of other settings, `surge_percent` more may run: 100 starts the new ones
-    before the old ones go, 0 the other way round. Without it, 100 where a replica holds no GPU: a second may not be there.
+    `health_timeout_seconds`. One that is to go has `drain_seconds` to end what it has begun; without it, as long as a
+    request may take. While replicas are replaced by those of other settings, `surge_percent` more may run: 100 starts the
+    new ones before the old ones go, 0 the other way round. Without it, 100 where a replica holds no GPU: a second may not
+    be there.
     """
 
     min_replicas: Annotated[int, Field(ge=0)] = 1

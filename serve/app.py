@@ -8,10 +8,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray.serve import Application
 
-from lorafleet.config import Scaling, Settings, load_settings
+from lorafleet.config import Scaling, Serving, Settings, load_settings
 from lorafleet.errors import SettingsError
 from serve.gateway import Gateway
 from serve.generator import Generator
+from serve.logs import logging_config
 from serve.pool import Pool
 from serve.retriever import Retriever
 from serve.weigher import Weigher
@@ -59,13 +60,13 @@ def assemble(settings: Settings) -> Application:
     serving, weighing = settings.serving, settings.weighing
     engine = settings.generation.rows + settings.generation.waiting
     engines = engine * max(serving.generator.min_replicas, serving.generator.max_replicas)
-    retriever = Retriever.options(**_options(serving.retriever), user_config={"neighbours": weighing.neighbours})
-    weigher = Weigher.options(**_options(serving.weigher), user_config=weighing.model_dump())
+    retriever = Retriever.options(**_options(serving.retriever, serving), user_config={"neighbours": weighing.neighbours})
+    weigher = Weigher.options(**_options(serving.weigher, serving), user_config=weighing.model_dump())
     generator = Generator.options(
-        **_options(wide_enough(serving.generator, engine)), user_config=settings.composing.model_dump()
+        **_options(wide_enough(serving.generator, engine), serving), user_config=settings.composing.model_dump()
     )
-    pool = Pool.bind(settings)
-    application: Application = Gateway.options(**_options(wide_enough(serving.gateway, engines))).bind(
+    pool = Pool.options(logging_config=logging_config(settings.logging, access=False)).bind(settings)
+    application: Application = Gateway.options(**_options(wide_enough(serving.gateway, engines), serving)).bind(
         settings, retriever.bind(settings), weigher.bind(settings, pool), generator.bind(settings, pool), pool
     )
     return application
@@ -76,16 +77,23 @@ def wide_enough(scaling: Scaling, requests: int) -> Scaling:
     return scaling.model_copy(update={"max_ongoing_requests": max(scaling.max_ongoing_requests, requests + SPARE_REQUESTS)})
 
 
-def _options(scaling: Scaling) -> dict[str, Any]:
+def _options(scaling: Scaling, serving: Serving) -> dict[str, Any]:
     """The options of a deployment; one with a fixed number of replicas is autoscaled between equal bounds."""
+    drain, surge = scaling.drain_seconds, scaling.surge_percent
     return {
         "autoscaling_config": {
             "min_replicas": scaling.min_replicas,
             "max_replicas": max(scaling.min_replicas, scaling.max_replicas),
             "target_ongoing_requests": scaling.target_ongoing_requests,
+            "upscale_delay_s": scaling.upscale_delay_seconds,
+            "downscale_delay_s": scaling.downscale_delay_seconds,
         },
         "max_ongoing_requests": scaling.max_ongoing_requests,
         "max_queued_requests": scaling.max_queued_requests,
+        "health_check_period_s": scaling.health_period_seconds,
+        "health_check_timeout_s": scaling.health_timeout_seconds,
+        "graceful_shutdown_timeout_s": serving.request_timeout_seconds if drain is None else drain,
+        "max_surge_percent": (0 if scaling.gpus else 100) if surge is None else surge,
         "ray_actor_options": {"num_cpus": scaling.cpus, "num_gpus": scaling.gpus},
         "backpressure_config": {"status_code": 429, "retry_after_s": 1},
     }

@@ -22,6 +22,7 @@ from lorafleet.cli.running import run
 from lorafleet.config import Settings
 from lorafleet.errors import LoRAFleetError
 from serve.app import APPLICATION, assemble
+from serve.logs import logging_config
 
 START_SECONDS = 900
 READY_SECONDS = 60
@@ -44,7 +45,7 @@ def deploy(settings: Settings) -> str:
     """
     connect(start=False)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serving = settings.serving
+    serving, logs = settings.serving, logging_config(settings.logging)
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
         http_options=HTTPOptions(
@@ -52,8 +53,9 @@ def deploy(settings: Settings) -> str:
             port=serving.port,
             request_timeout_s=serving.request_timeout_seconds + TIMEOUT_MARGIN_SECONDS,
         ),
+        logging_config=logs,
     )
-    target = serve.RunTarget(assemble(settings), name=APPLICATION, route_prefix="/")
+    target = serve.RunTarget(assemble(settings), name=APPLICATION, route_prefix="/", logging_config=logs)
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
     _wait_until_running()
     url = endpoint_url(settings)

@@ -23,6 +23,7 @@ from lorafleet.fleet import load_engine, make_composition
 from lorafleet.models import pick_device
 from serve.answering import Answering
 from serve.follower import Follower, Published
+from serve.logs import log_through_serve
 from serve.messages import Begun, Completed, Continuation, Ended, Load, News, Order, Token, Weighed
 from serve.metrics import GenerationMetrics
 from serve.transcript import Transcript
@@ -42,6 +43,7 @@ class Generator:
             ModelError, AdapterError: one of them cannot be loaded.
         """
         logging.getLogger("transformers").setLevel(logging.ERROR)
+        log_through_serve()
         on_cpu = pick_device(settings.models.device).type == "cpu"
         if on_cpu:
             # Ray gives a replica one thread for every CPU that it reserves, and this one reserves less than it uses.

@@ -13,7 +13,8 @@ from lorafleet.cli.jobs import embed, train
 from lorafleet.cli.keys import keys
 from lorafleet.cli.route import route
 from lorafleet.cli.running import run
-from lorafleet.cli.service import down, status, up
+from lorafleet.cli.service import down, up
+from lorafleet.cli.status import status
 from lorafleet.cli.tasks import tasks
 
 app = typer.Typer(

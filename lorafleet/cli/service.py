@@ -1,4 +1,4 @@
-"""lorafleet up, down and status: the Chroma server, the Ray head and the Serve application of this machine."""
+"""lorafleet up and down: the Chroma server, the Ray head and the Serve application of this machine."""
 
 import os
 import socket
@@ -14,8 +14,7 @@ import typer
 from lorafleet import processes
 from lorafleet.cli.endpoint import endpoint_url
 from lorafleet.cli.jobs import run_job
-from lorafleet.cli.options import ConfigOption, JsonOption, SetOption, StateOption, settings_from
-from lorafleet.cli.output import print_json, print_table
+from lorafleet.cli.options import ConfigOption, SetOption, StateOption, settings_from
 from lorafleet.config import Settings
 from lorafleet.errors import LoRAFleetError
 from lorafleet.storage import read_json, write_json
@@ -48,33 +47,6 @@ def down(
     settings = settings_from(config, overrides, state)
     stopped = [name for name in ("endpoint and Ray head", "Chroma server") if _stop(name, settings)]
     typer.echo(f"Stopped: {', '.join(stopped)}" if stopped else "Nothing was running")
-
-
-def status(
-    config: ConfigOption = None,
-    overrides: SetOption = [],
-    state: StateOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """What runs on this machine, and what the fleet holds."""
-    from lorafleet.adapters import stored_adapters
-    from lorafleet.retrieval import read_manifest, server
-
-    settings = settings_from(config, overrides, state)
-    manifest = read_manifest(settings.state / "index.json")
-    found: dict[str, Any] = {
-        "endpoint": endpoint_url(settings) if endpoint_ready(settings) else None,
-        "ray": processes.running(RAY, run_folder(settings)) or bool(os.environ.get("RAY_ADDRESS")),
-        "chroma": settings.index.url if server.answers(settings.index) else None,
-        "indexed_rows": sum(manifest.rows.values()) if manifest else 0,
-        "indexed_tasks": len(manifest.rows) if manifest else 0,
-        "adapters": len(stored_adapters(settings).adapters),
-        "state": str(settings.state),
-    }
-    if as_json:
-        print_json(found)
-    else:
-        print_table(["part", "status"], [[part, _in_words(value)] for part, value in found.items()])
 
 
 def start_services(settings: Settings) -> None:
@@ -215,7 +187,3 @@ def _listens(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _in_words(value: object) -> str:
-    return "not running" if value is None or value is False else "running" if value is True else str(value)
