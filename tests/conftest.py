@@ -38,6 +38,7 @@ def tiny_llama(vocabulary: int = 512) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share an endpoint or a cluster go to one process, and what takes longest begins first."""
     for item in items:
