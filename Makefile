@@ -38,7 +38,7 @@ stop: $(READY)
 
 test: lint
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 HUB_ROOT=$(abspath $(HUB_ROOT)) SCHEMAS_ROOT=$(abspath $(SCHEMAS_ROOT)) \
-		$(BIN)/pytest -n 2 --dist loadgroup
+		$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check .
