@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 from lorafleet.composition.blocks import BlockTable
 from lorafleet.composition.composition import Composition
 from lorafleet.composition.groups import LayerGroup, layer_groups
-from lorafleet.composition.packing import PackedLinear, packs
 from lorafleet.composition.plan import Plan, Run, make_plan
 from lorafleet.composition.pool import AdapterPool, Lease
 from lorafleet.composition.products import add_composed_
 from lorafleet.composition.tables import block_for, make_table
 from lorafleet.errors import CompositionError
+from lorafleet.packing import PackedLinear, packs
 
 BESIDE_TOKENS = 256
 Product = Callable[[torch.Tensor], torch.Tensor]

@@ -1,6 +1,7 @@
 """Products on CPUs, of weights that oneDNN has laid out for itself."""
 
 import torch
+from torch import nn
 from torch.nn.functional import pad
 
 PACKED_FOR_ROWS = 16
@@ -37,6 +38,26 @@ def padded_rows(count: int) -> int:
         return count
     step = max(PACKED_FOR_ROWS, (1 << (count - 1).bit_length()) // (2 * STEPS))
     return -(-count // step) * step
+
+
+class _Packed(nn.Module):
+    """Takes the place of a linear layer."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        bias = None if linear.bias is None else linear.bias.detach()
+        self._product = PackedLinear(linear.weight.detach(), bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._product(x)
+
+
+def pack_linears(model: nn.Module) -> None:
+    """Let a model compute its linear layers from packed weights, where oneDNN can lay them out. For inference alone."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Linear and packs(child.weight):
+                setattr(module, name, _Packed(child))
 
 
 def packs(weight: torch.Tensor) -> bool:
