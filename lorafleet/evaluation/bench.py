@@ -19,6 +19,7 @@ from lorafleet.models import pick_device
 from lorafleet.retrieval import Encoder, ExactIndex, Neighbour, Vectors, open_index
 from lorafleet.tasks import Catalogue, Corpus, Example, Task, load_catalogue, load_corpus, prompt_version
 from lorafleet.tasks.task import Split
+from lorafleet.weighing import Evidence, Prototypes, Router, train_router
 
 GPU_ROWS = 128
 GPU_PASS_TOKENS = 8192
@@ -193,6 +194,26 @@ class Bench:
                 found = [[one for one in near if one.text != example.key][:count] for near, example in pairs]
             self._found[key] = found
         return self._found[key]
+
+    @cached_property
+    def prototypes(self) -> Prototypes:
+        """The means of the tasks' training rows, as they are embedded."""
+        return Prototypes.of({task: self.keys(task).mean(axis=0) for task in self.indexed})
+
+    @cached_property
+    def router(self) -> Router:
+        """What has learned from the same rows which task they belong to."""
+        keys = {task: self.keys(task) for task in self.indexed}
+        tasks = [task for task, vectors in keys.items() for _ in vectors]
+        return train_router(np.concatenate(list(keys.values())), tasks, self.encoder.fingerprint)
+
+    def evidence(self, rows: Rows, count: int, form: QueryForm, learned: bool = False) -> list[Evidence]:
+        """Each row's neighbours, where it lies among the prototypes, and, with `learned`, the router."""
+        router = self.router if learned else None
+        return [
+            Evidence(neighbours, embedding, self.prototypes, router)
+            for neighbours, embedding in zip(self.neighbours(rows, count, form), self.embeddings(rows, form), strict=True)
+        ]
 
     def forget(self) -> None:
         """Let go of the neighbours of rows that are done with."""

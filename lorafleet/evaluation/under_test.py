@@ -16,7 +16,7 @@ from lorafleet.config import Composing, Evaluation, Section, Settings, Weighing
 from lorafleet.errors import SettingsError, closest
 from lorafleet.evaluation.answering import Answer, by_engine
 from lorafleet.evaluation.bench import Bench, Rows
-from lorafleet.weighing import TaskWeights, make_weigher
+from lorafleet.weighing import NearestPrototypes, Routed, SparseProjection, TaskWeights, make_weigher
 
 Setting = Literal["iid", "ood", "held_out"]
 SETTINGS: tuple[Setting, ...] = ("iid", "ood", "held_out")
@@ -129,6 +129,25 @@ def weighed(method: str, weigher: str = "nucleus") -> MethodUnderTest:
     return MethodUnderTest(compose, fixed={"weigher": weigher})
 
 
+def by_place(
+    make: Callable[[Settings, int], NearestPrototypes | SparseProjection | Routed], learned: bool = False
+) -> MethodUnderTest:
+    """`cat` over the weights that follow from where a query lies among the tasks.
+
+    Args:
+        make: the weigher, by the settings and how many adapters are within reach.
+        learned: whether it asks the router.
+    """
+
+    def compose(bench: Bench, rows: Rows, settings: Settings) -> list[Composition]:
+        pool = bench.pool(rows.masked)
+        weigher = make(settings, len(pool))
+        found = bench.evidence(rows, settings.weighing.neighbours, settings.evaluation.query, learned)
+        return [bench.composition(weigher.weigh(evidence, among=pool), settings, "cat") for evidence in found]
+
+    return MethodUnderTest(compose)
+
+
 def _base(bench: Bench, rows: Rows, settings: Settings) -> list[Composition]:
     return [BASE] * len(rows.examples)
 
@@ -166,6 +185,11 @@ UNDER_TEST: dict[str, MethodUnderTest] = {
     "svd": weighed("svd"),
     "top_k": weighed("cat", "top_k"),
     "softmax": weighed("cat", "softmax"),
+    "prototypes": by_place(lambda settings, _: NearestPrototypes(settings.weighing.temperature, settings.weighing.k)),
+    "sparse_projection": by_place(lambda settings, _: SparseProjection(k=settings.weighing.k)),
+    "moe_top1": by_place(lambda _, __: Routed(1), learned=True),
+    "moe_top3": by_place(lambda _, __: Routed(3), learned=True),
+    "moe_soft": by_place(lambda _, adapters: Routed(adapters), learned=True),
     "uniform": MethodUnderTest(_everyone, retrieves=False),
     # Whoever was trained on everything has seen the masked task.
     "multitask_lora": MethodUnderTest(_multitask, retrieves=False, settings=("iid", "held_out")),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from evaluation.rigged import rigged_settings
+from evaluation.rigged import BY_PLACE, rigged_settings
 
 from lorafleet.config import Settings
 from lorafleet.evaluation import Bench, choose_scorings, plan, run, variants
@@ -12,7 +12,7 @@ from lorafleet.evaluation.case_study import keep_case_study
 from lorafleet.evaluation.harness import prepare
 from lorafleet.evaluation.under_test import SETTINGS
 
-METHODS = ["base", "perfect", "selection", "cat", "linear", "cat@p=0.5", "cat@p=0.9", "cat@p=1.0"]
+METHODS = ["base", "perfect", "selection", "cat", "linear", "cat@p=0.5", "cat@p=0.9", "cat@p=1.0", *BY_PLACE]
 
 
 @pytest.fixture(scope="session")

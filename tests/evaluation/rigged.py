@@ -55,6 +55,7 @@ TEXTS = {
 }
 # Of four rows of fruit three are what its adapter says and one what base says; the others are all their adapter's.
 RIGHT = {"fruit": "xxxz", "ships": "yyyyy", "spelling": "vvv", "weather": "zzy"}
+BY_PLACE = ("prototypes", "sparse_projection", "moe_top1", "moe_soft")
 SCORES = {
     "iid": {
         "base": {"fruit": 25, "ships": 0, "spelling": 0},
@@ -62,6 +63,8 @@ SCORES = {
         "selection": {"fruit": 75, "ships": 100, "spelling": 100},
         # Each row's neighbours are of its own task first, and it has the largest weight.
         "cat": {"fruit": 75, "ships": 100, "spelling": 100},
+        # Each row lies nearest to its own task's prototype, and the router has learned as much.
+        **{method: {"fruit": 75, "ships": 100, "spelling": 100} for method in BY_PLACE},
     },
     # Another task's adapter answers, which is never right.
     "ood": {"base": {"fruit": 25, "ships": 0, "spelling": 0}, "selection": {"fruit": 0, "ships": 0, "spelling": 0}},

@@ -9,12 +9,7 @@ from hypothesis import strategies as st
 from pytest import approx
 
 from lorafleet.errors import LoRAFleetError
-from lorafleet.weighing.evidence import Evidence
-from lorafleet.weighing.nearest_prototypes import NearestPrototypes
-from lorafleet.weighing.prototypes import Prototypes
-from lorafleet.weighing.routed import Routed
-from lorafleet.weighing.router import Router, train_router
-from lorafleet.weighing.sparse_projection import SparseProjection
+from lorafleet.weighing import Evidence, NearestPrototypes, Prototypes, Routed, Router, SparseProjection, train_router
 
 PROTOTYPES = Prototypes.of({"north": [0, 0.5], "east": [1, 0], "west": [-1, 0]})
 EAST_BY_NORTH = np.array([0.8, 0.6], np.float32)
