@@ -37,8 +37,7 @@ stop: $(READY)
 	$(BIN)/lorafleet down --config $(CONFIG) --state $(STATE)
 
 test: lint
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 HUB_ROOT=$(abspath $(HUB_ROOT)) SCHEMAS_ROOT=$(abspath $(SCHEMAS_ROOT)) \
-		$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
+	HF_HUB_OFFLINE=1 HUB_ROOT=$(abspath $(HUB_ROOT)) SCHEMAS_ROOT=$(abspath $(SCHEMAS_ROOT)) $(BIN)/pytest
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -8,14 +8,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Before PEFT, which brings in Triton.
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import interpreted  # noqa: F401
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
-from xdist.scheduler.loadscope import LoadScopeScheduling
 
 # The models here are tiny: threads would only wait for each other.
 torch.set_num_threads(1)
@@ -40,28 +38,10 @@ def tiny_llama(vocabulary: int = 512) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
-class ByEndpoint(LoadScopeScheduling):
-    """Deals out files to the processes; those of tests/serve share an endpoint, and go to one."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.split("::")[0]
-        return "tests/serve" if file.startswith("tests/serve/") else file
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByEndpoint:
-    """How tests are dealt out where several processes run them."""
-    return ByEndpoint(config, log)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first."""
-    items.sort(key=lambda item: (item.path.parent.name != "serve", not item.get_closest_marker("integration")))
-
-
 @pytest.fixture
 def every_core() -> Iterator[None]:
-    """All threads, for a test with a real model in this process, where it is the only one."""
-    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else os.cpu_count() or 1)
+    """All threads, for a test with a real model in this process."""
+    torch.set_num_threads(os.cpu_count() or 1)
     yield
     torch.set_num_threads(1)
 
