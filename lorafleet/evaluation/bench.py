@@ -205,7 +205,7 @@ class Bench:
         """What has learned from the same rows which task they belong to."""
         keys = {task: self.keys(task) for task in self.indexed}
         tasks = [task for task, vectors in keys.items() for _ in vectors]
-        return train_router(np.concatenate(list(keys.values())), tasks, self.encoder.fingerprint)
+        return train_router(np.concatenate(list(keys.values())), tasks)
 
     def evidence(self, rows: Rows, count: int, form: QueryForm, learned: bool = False) -> list[Evidence]:
         """Each row's neighbours, where it lies among the prototypes, and, with `learned`, the router."""

@@ -2,14 +2,9 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import safe_open
-from safetensors.numpy import save_file
-
-from lorafleet.errors import LoRAFleetError
 
 Vectors = npt.NDArray[np.float32]
 STEPS = 300
@@ -17,19 +12,17 @@ STEPS = 300
 
 @dataclass(frozen=True)
 class Router:
-    """What it has learned, for the embeddings of one encoder.
+    """What it has learned; good for embeddings of the same encoder alone.
 
     Attributes:
         tasks: their names.
         weights: float32 [tasks, dimensions].
         biases: float32 [tasks].
-        encoder: the encoder's fingerprint.
     """
 
     tasks: tuple[str, ...]
     weights: Vectors
     biases: Vectors
-    encoder: str
 
     def probabilities(self, embedding: npt.ArrayLike, among: Collection[str] | None = None) -> dict[str, float]:
         """How likely each task is, the likeliest first; they sum to 1 over the tasks that count.
@@ -46,36 +39,8 @@ class Router:
         likely = {self.tasks[place]: float(mass) for place, mass in zip(places, masses / masses.sum(), strict=True)}
         return dict(sorted(likely.items(), key=lambda item: (-item[1], item[0])))
 
-    def save(self, path: Path) -> None:
-        """Write it in one step."""
-        beside = path.with_name(f".{path.name}")
-        # safetensors writes memory as it lies, and scikit-learn's lies column by column.
-        tensors = {"weights": np.ascontiguousarray(self.weights), "biases": self.biases}
-        about = {"tasks": "\n".join(self.tasks), "encoder": self.encoder}
-        save_file(tensors, beside, about)
-        beside.replace(path)
 
-    @classmethod
-    def load(cls, path: Path, encoder: str) -> "Router":
-        """Read one that was saved.
-
-        Raises:
-            LoRAFleetError: there is none, or it has learned from another encoder's embeddings.
-        """
-        if not path.is_file():
-            raise LoRAFleetError(f"there is no router at {path}", "Train one: python -m jobs.train_router")
-        with safe_open(path, "numpy") as file:
-            about = file.metadata() or {}
-            weights, biases = file.get_tensor("weights"), file.get_tensor("biases")
-        if about.get("encoder") != encoder:
-            raise LoRAFleetError(
-                f"the router at {path} has learned from the encoder {about.get('encoder')}, and the index is of {encoder}",
-                "Train it again: python -m jobs.train_router",
-            )
-        return cls(tuple(about["tasks"].split("\n")), weights, biases, encoder)
-
-
-def train_router(embeddings: Vectors, tasks: Sequence[str], encoder: str, strength: float = 10.0) -> Router:
+def train_router(embeddings: Vectors, tasks: Sequence[str], strength: float = 10.0) -> Router:
     """Learn which task each row belongs to; tasks count alike, however many rows they have.
 
     Args:
@@ -90,4 +55,4 @@ def train_router(embeddings: Vectors, tasks: Sequence[str], encoder: str, streng
     if len(learned.classes_) == 2:
         # Of two classes scikit-learn keeps the second's alone.
         weights, biases = np.concatenate([-weights, weights]) / 2, np.concatenate([-biases, biases]) / 2
-    return Router(tuple(map(str, learned.classes_)), weights, biases, encoder)
+    return Router(tuple(map(str, learned.classes_)), weights, biases)

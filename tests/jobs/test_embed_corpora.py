@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
-from ray.cluster_utils import Cluster
 
 import jobs.embed_corpora
 from jobs.embed_corpora import embed_corpora, print_report
@@ -38,7 +35,7 @@ from lorafleet.retrieval import (
 from lorafleet.storage import read_json
 from lorafleet.tasks import prompt_version
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("cluster")]
 
 DECLARATION = """
 colours:
@@ -52,21 +49,6 @@ colours:
 KEY = "Name the colour.\nThing: {}"
 DIMENSIONS = 384
 PATIENCE_SECONDS = 300
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    """A head of two CPUs; its note on where it is lies where no other program on this machine looks for one."""
-    folder = tempfile.mkdtemp(prefix="ray")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", folder)
-        patch.delenv("RAY_ADDRESS", raising=False)
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-        ray.init(cluster.address, logging_level="ERROR", log_to_driver=False)
-        yield cluster
-        ray.shutdown()
-        cluster.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

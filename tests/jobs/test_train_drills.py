@@ -2,16 +2,12 @@
 
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import ray
-from ray.cluster_utils import Cluster
 from ray.util import placement_group, remove_placement_group
 from tiny_training_job import (
     PATIENCE_SECONDS,
@@ -27,22 +23,7 @@ from tiny_training_job import (
 from jobs.train_adapters import train_adapters
 from lorafleet.training import read_card
 
-pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    """A head of two CPUs; its note on where it is lies where no other program on this machine looks for one."""
-    folder = tempfile.mkdtemp(prefix="ray")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", folder)
-        patch.delenv("RAY_ADDRESS", raising=False)
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-        ray.init(cluster.address, logging_level="ERROR", log_to_driver=False)
-        yield cluster
-        ray.shutdown()
-        cluster.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("cluster")]
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest import approx
 
-from lorafleet.errors import LoRAFleetError
-from lorafleet.weighing import Evidence, NearestPrototypes, Prototypes, Routed, Router, SparseProjection, train_router
+from lorafleet.weighing import Evidence, NearestPrototypes, Prototypes, Routed, SparseProjection, train_router
 
 PROTOTYPES = Prototypes.of({"north": [0, 0.5], "east": [1, 0], "west": [-1, 0]})
 EAST_BY_NORTH = np.array([0.8, 0.6], np.float32)
@@ -34,7 +33,7 @@ def evidence(embedding, router=None):
 def test_a_case_by_hand(weigher, weights):
     found = weigher.weigh(evidence(EAST_BY_NORTH))
     assert dict(found) == approx(weights, abs=1e-6)
-    assert set(list(found)[:1]) <= {"east"}
+    assert next(iter(found)) == "east"
 
 
 def test_only_tasks_with_an_adapter_count():
@@ -57,23 +56,16 @@ def test_projected_weights_sum_to_one_and_lie_on_the_nearest(seed, penalty, coun
 
 
 @pytest.mark.parametrize("tasks", [2, 4])
-def test_a_router_learns_what_can_be_told_apart_and_is_the_same_from_its_file(tmp_path, tasks):
+def test_a_router_learns_what_can_be_told_apart(tasks):
     draws = np.random.default_rng(0)
     centres = draws.standard_normal((tasks, 8)) * 3
     rows = np.repeat(np.arange(tasks), 40)
     embeddings = (centres[rows] + draws.standard_normal((len(rows), 8)) * 0.3).astype(np.float32)
     names = [f"task {row}" for row in rows]
-    router = train_router(embeddings, names, "some encoder")
+    router = train_router(embeddings, names)
     for task, centre in enumerate(centres):
         likely = router.probabilities(centre)
         assert next(iter(likely)) == f"task {task}"
         assert sum(likely.values()) == approx(1)
         assert dict(Routed(1).weigh(evidence(centre, router))) == {f"task {task}": 1.0}
         assert dict(Routed(99).weigh(evidence(centre, router))) == approx(likely)
-    router.save(tmp_path / "router.safetensors")
-    again = Router.load(tmp_path / "router.safetensors", "some encoder")
-    assert again.probabilities(centres[0]) == router.probabilities(centres[0])
-    with pytest.raises(LoRAFleetError, match=r"some encoder.*another"):
-        Router.load(tmp_path / "router.safetensors", "another")
-    with pytest.raises(LoRAFleetError, match=r"jobs\.train_router"):
-        Router.load(tmp_path / "nothing", "some encoder")
