@@ -10,7 +10,7 @@ from typing import Literal
 
 from safetensors import safe_open
 
-from lorafleet.composition.adapter import CONFIG_FILE, WEIGHTS_FILE
+from lorafleet.composition.files import CONFIG_FILE, WEIGHTS_FILE
 from lorafleet.config import Settings
 from lorafleet.errors import UnknownAdapter, closest
 from lorafleet.models import fingerprint

@@ -21,6 +21,9 @@ from lorafleet.errors import SettingsError
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
+MethodName = Literal[
+    "linear", "cat", "ties", "magnitude_prune", "dare_linear", "dare_ties", "fusion", "mixture", "selection", "svd"
+]
 
 
 class Section(BaseModel):
@@ -118,9 +121,7 @@ class Weighing(Section):
 class Composing(Section):
     """The method that combines the adapters of a request, and its settings."""
 
-    method: Literal[
-        "linear", "cat", "ties", "magnitude_prune", "dare_linear", "dare_ties", "fusion", "mixture", "selection", "svd"
-    ] = "linear"
+    method: MethodName = "linear"
     density: Share = 0.8
     majority_sign: Literal["frequency", "total"] = "frequency"
 

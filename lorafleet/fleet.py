@@ -4,17 +4,22 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 from lorafleet.adapters import Roster, stored_adapters
-from lorafleet.composition import METHODS, Composition, load_adapter, page_rank_for
-from lorafleet.config import Settings, load_settings
-from lorafleet.engine import Engine, Generation, GenerationRequest, OptionScore, ScoreRequest
+from lorafleet.composition import Composition
+from lorafleet.config import MethodName, Settings, load_settings
+from lorafleet.engine import Generation, GenerationRequest, OptionScore, ScoreRequest
 from lorafleet.errors import CompositionError
 from lorafleet.models import load_base_model, load_tokenizer
 from lorafleet.retrieval import Encoder, Neighbour, open_index
 from lorafleet.tasks import prompt_version
 from lorafleet.weighing import TaskWeights, make_weigher
 
+if TYPE_CHECKING:
+    from lorafleet.engine import Engine
+
+METHODS: tuple[str, ...] = get_args(MethodName)
 LEAST_ADAPTERS = 8
 SPARE_ROOM = 1.5
 """The room for prepared adapters, against what the fleet has: pruned and elected forms of some lie beside the plain ones."""
@@ -47,7 +52,7 @@ class Fleet:
         return stored_adapters(self.settings)
 
     @cached_property
-    def engine(self) -> Engine:
+    def engine(self) -> "Engine":
         """The base model with all adapters.
 
         Raises:
@@ -130,7 +135,7 @@ class Fleet:
         return self.engine.score(requests, note)
 
 
-def load_engine(settings: Settings, roster: Roster, niceness: int = 0) -> Engine:
+def load_engine(settings: Settings, roster: Roster, niceness: int = 0) -> "Engine":
     """The base model with a roster's adapters, each under its task's name.
 
     Args:
@@ -139,6 +144,10 @@ def load_engine(settings: Settings, roster: Roster, niceness: int = 0) -> Engine
     Raises:
         AdapterError: an adapter cannot be loaded.
     """
+    # Not above: torch takes seconds to import, and who only makes compositions needs none.
+    from lorafleet.composition import load_adapter, page_rank_for
+    from lorafleet.engine import Engine
+
     generation = settings.generation
     adapters = [load_adapter(adapter.folder, adapter.task) for adapter in roster.adapters.values()]
     page_rank = page_rank_for([adapter.rank for adapter in adapters])

@@ -3,6 +3,8 @@
 A reference is a hub id (`meta-llama/Llama-2-7b-hf`), a folder, a GGUF file, or `package:<python package>/<path>` for models
 that travel in a Python package. A GGUF file is unpacked once into a cache (LORAFLEET_CACHE, else ~/.cache/lorafleet):
 reading its metadata takes transformers 15 s, and every worker and replica loads the model.
+
+Torch and transformers take seconds to import, and are imported where a model is loaded: most processes only ask for names.
 """
 
 import hashlib
@@ -13,22 +15,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GgufConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-
 from lorafleet.config import Models
 from lorafleet.errors import ModelError
 from lorafleet.storage import folder_in_one_step
 
 if TYPE_CHECKING:
+    import torch
     from sentence_transformers import SentenceTransformer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PACKAGE = "package:"
 
@@ -101,6 +95,9 @@ def _cache() -> Path:
 
 
 def _unpack(source: ModelSource, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
     gguf = {"gguf_file": source.gguf_file}
     weights = GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(source.location, dtype=torch.float32, quantization_config=weights, **gguf)
@@ -137,18 +134,22 @@ def short_name(reference: str) -> str:
     return name.removesuffix(".gguf").split(".Q")[0].lower()
 
 
-def pick_device(device: str) -> torch.device:
+def pick_device(device: str) -> "torch.device":
     """The device a setting stands for; `auto` is the GPU where there is one."""
+    import torch
+
     if device == "cuda" and not torch.cuda.is_available():
         raise ModelError("models.device is cuda, and torch sees no GPU", "Set models.device to auto or cpu")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+def pick_dtype(dtype: str, device: "torch.device") -> "torch.dtype":
     """The number format a setting stands for; `auto` is bfloat16 where the hardware multiplies it faster than float32.
 
     On CPUs that is AMX: with AVX512-BF16 alone torch 2.13 multiplies bfloat16 at 0.6x the speed of float32.
     """
+    import torch
+
     if dtype != "auto":
         named: torch.dtype = getattr(torch, dtype)
         return named
@@ -157,8 +158,10 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
 
 
-def load_tokenizer(settings: Models) -> PreTrainedTokenizerBase:
+def load_tokenizer(settings: Models) -> "PreTrainedTokenizerBase":
     """The base model's tokenizer, with a pad token."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
     source = locate(settings.base)
     try:
         tokenizer = AutoTokenizer.from_pretrained(unpacked(source), revision=settings.base_revision or "main")
@@ -170,7 +173,7 @@ def load_tokenizer(settings: Models) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base_model(settings: Models, dtype: str | None = None) -> PreTrainedModel:
+def load_base_model(settings: Models, dtype: str | None = None) -> "PreTrainedModel":
     """The base model, frozen, in evaluation mode, on its device.
 
     Args:
@@ -179,6 +182,9 @@ def load_base_model(settings: Models, dtype: str | None = None) -> PreTrainedMod
     Raises:
         ModelError: the files are not there, or are not a causal language model.
     """
+    import torch
+    from transformers import AutoModelForCausalLM
+
     source = locate(settings.base)
     device = pick_device(settings.device)
     number_format = pick_dtype(dtype or settings.dtype, device)
@@ -189,7 +195,7 @@ def load_base_model(settings: Models, dtype: str | None = None) -> PreTrainedMod
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the base model {settings.base!r}: {_first_line(error)}") from None
     torch.nn.Module.to(model.requires_grad_(False), device)
-    return cast(PreTrainedModel, model.train(False))
+    return cast("PreTrainedModel", model.train(False))
 
 
 def load_encoder(settings: Models) -> "SentenceTransformer":
@@ -212,6 +218,8 @@ def load_encoder(settings: Models) -> "SentenceTransformer":
 
 def check_readable(settings: Models) -> None:
     """Refuse a base model that cannot be read, before long work begins."""
+    from transformers import AutoConfig
+
     try:
         AutoConfig.from_pretrained(unpacked(locate(settings.base)), revision=settings.base_revision or "main")
     except (OSError, ValueError) as error:

@@ -1,13 +1,14 @@
 """From text to token ids, the same way in training, scoring and generation."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ANCHOR = ":"
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, max_tokens: int) -> list[int]:
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str, max_tokens: int) -> list[int]:
     """The token ids of a prompt, at most `max_tokens` of them; what is too long is cut in its middle.
 
     The prompt begins with the BOS token exactly once where the tokenizer adds one (Llama does, SmolLM2 does not),
@@ -20,7 +21,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, max_tokens: i
     return cut_middle(ids, max_tokens)
 
 
-def encode_answer(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
+def encode_answer(tokenizer: "PreTrainedTokenizerBase", answer: str) -> list[int]:
     """The token ids of " " + answer as they follow a prompt, without special tokens.
 
     They are read off behind an anchor, because SentencePiece tokenizers (Llama 2) put a blank of their own in front of
@@ -44,7 +45,7 @@ def cut_middle(ids: list[int], max_tokens: int) -> list[int]:
     return ids[:head] + ids[len(ids) - (max_tokens - head) :]
 
 
-def end_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
+def end_token(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel") -> int:
     """The id of the token that ends an answer.
 
     The model's generation configuration says which tokens end its texts; the tokenizer's `eos_token` is one of them or
@@ -64,7 +65,7 @@ def end_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int
     return ends[0]
 
 
-def _declared_ends(model: PreTrainedModel) -> list[int]:
+def _declared_ends(model: "PreTrainedModel") -> list[int]:
     for config in (getattr(model, "generation_config", None), model.config):
         declared: Any = getattr(config, "eos_token_id", None)
         if declared is not None:
@@ -72,6 +73,6 @@ def _declared_ends(model: PreTrainedModel) -> list[int]:
     return []
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def _encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids

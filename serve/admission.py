@@ -10,18 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import pyarrow
 import pyarrow.parquet
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from lorafleet.adapters import Roster, adapter_shape, stored_adapter
-from lorafleet.composition import AdapterPool, load_adapter
-from lorafleet.composition.adapter import CONFIG_FILE, WEIGHTS_FILE
-from lorafleet.composition.groups import LayerGroup, layer_groups
+from lorafleet.composition.files import CONFIG_FILE, WEIGHTS_FILE
 from lorafleet.config import Models, Settings
 from lorafleet.errors import AdapterError, TaskError
 from lorafleet.models import fingerprint, locate, short_name, unpacked
@@ -32,6 +28,9 @@ from lorafleet.training.cards import CARD, read_card
 from serve.choosing import AUTO, BASE
 from serve.errors import ApiError, sentence
 from serve.protocol import AdapterRequest
+
+if TYPE_CHECKING:
+    from lorafleet.composition.groups import LayerGroup
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 # Loading one of these runs the code that is in it.
@@ -137,6 +136,11 @@ def copy_in(folder: Path, beside: Path, settings: Settings) -> None:
 
 def check_adapter(beside: Path, newcomer: AdapterRequest, settings: Settings) -> None:
     """Refuse a copied adapter that cannot be read, was trained on another base model, or has too large a rank."""
+    # Not above: torch takes seconds to import, and is needed when an adapter comes.
+    import torch
+
+    from lorafleet.composition import AdapterPool, load_adapter
+
     try:
         adapter = load_adapter(beside, newcomer.task_name)
         base = adapter_shape(stored_adapter(beside)).base
@@ -164,8 +168,13 @@ def check_adapter(beside: Path, newcomer: AdapterRequest, settings: Settings) ->
 
 
 @lru_cache(maxsize=1)
-def base_groups(models: Models) -> list[LayerGroup]:
+def base_groups(models: Models) -> "list[LayerGroup]":
     """The linear layers of the base model, from its configuration alone."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from lorafleet.composition.groups import layer_groups
+
     config = AutoConfig.from_pretrained(unpacked(locate(models.base)), revision=models.base_revision or "main")
     with torch.device("meta"):
         return layer_groups(AutoModelForCausalLM.from_config(config))

@@ -4,8 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
 from functools import partial
+from typing import TYPE_CHECKING
 
-from lorafleet.engine import Engine, Generation, GenerationRequest, Piece
+from lorafleet.engine import Generation, GenerationRequest, Piece
+
+if TYPE_CHECKING:
+    from lorafleet.engine import Engine
 
 
 class Answering:
@@ -18,7 +22,7 @@ class Answering:
         RequestError, UnknownAdapter, CompositionError, EngineFull: the engine does not take one of them.
     """
 
-    def __init__(self, engine: Engine, requests: Sequence[GenerationRequest]) -> None:
+    def __init__(self, engine: "Engine", requests: Sequence[GenerationRequest]) -> None:
         self._loop = asyncio.get_running_loop()
         self._heard: asyncio.Queue[tuple[int, Piece | Future[Generation]]] = asyncio.Queue()
         self._futures: list[Future[Generation]] = []

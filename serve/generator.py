@@ -6,18 +6,15 @@ import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from jinja2 import TemplateError
 from ray import serve
 from ray.serve.handle import DeploymentHandle
-from transformers import PreTrainedTokenizerBase
 
 from lorafleet.adapters import StoredAdapter, stored_adapters
-from lorafleet.composition import load_adapter
 from lorafleet.config import Composing, Settings
-from lorafleet.engine import Engine, Generation, GenerationRequest, OnPiece, Piece
+from lorafleet.engine import Generation, GenerationRequest, Piece
 from lorafleet.errors import RequestError
 from lorafleet.fleet import load_engine, make_composition
 from lorafleet.models import pick_device
@@ -27,6 +24,11 @@ from serve.logs import log_through_serve
 from serve.messages import Begun, Completed, Continuation, Ended, Load, News, Order, Token, Weighed
 from serve.metrics import GenerationMetrics
 from serve.transcript import Transcript
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lorafleet.engine import Engine, OnPiece
 
 NICENESS = 10
 """Of an engine on CPUs: gateway, encoder and weigher take milliseconds, and go first."""
@@ -42,6 +44,9 @@ class Generator:
         Raises:
             ModelError, AdapterError: one of them cannot be loaded.
         """
+        # Not above: whoever deploys the application imports this module, and torch takes seconds.
+        import torch
+
         logging.getLogger("transformers").setLevel(logging.ERROR)
         log_through_serve()
         on_cpu = pick_device(settings.models.device).type == "cpu"
@@ -137,6 +142,8 @@ class Generator:
             self._engine.pool.remove(task)
 
     def _load_adapter(self, adapter: StoredAdapter) -> None:
+        from lorafleet.composition import load_adapter
+
         self._engine.pool.add(load_adapter(adapter.folder, adapter.task))
 
     async def _begin(self, order: Order, weighed: Weighed | None) -> tuple[Begun, list[GenerationRequest]]:
@@ -172,7 +179,7 @@ class Generator:
 
 
 async def generate(
-    engine: Engine, requests: Sequence[GenerationRequest], listeners: Sequence[OnPiece] | None = None
+    engine: "Engine", requests: Sequence[GenerationRequest], listeners: "Sequence[OnPiece] | None" = None
 ) -> list[Generation]:
     """Continue prompts in the engine's thread; with the first that fails, or where nobody waits, all are cancelled.
 
@@ -198,7 +205,7 @@ def choices(request: GenerationRequest, n: int) -> list[GenerationRequest]:
     return [request if request.seed is None else replace(request, seed=request.seed + number) for number in range(n)]
 
 
-def prompt_of(order: Order, tokenizer: PreTrainedTokenizerBase) -> str | tuple[int, ...]:
+def prompt_of(order: Order, tokenizer: "PreTrainedTokenizerBase") -> str | tuple[int, ...]:
     """An order's prompt as the engine takes it.
 
     Raises:
@@ -211,7 +218,7 @@ def prompt_of(order: Order, tokenizer: PreTrainedTokenizerBase) -> str | tuple[i
             return chat_prompt(tokenizer, conversation)
 
 
-def chat_prompt(tokenizer: PreTrainedTokenizerBase, conversation: Sequence[tuple[str, str]]) -> str:
+def chat_prompt(tokenizer: "PreTrainedTokenizerBase", conversation: Sequence[tuple[str, str]]) -> str:
     """A conversation as the tokenizer's chat template writes it, up to where the answer begins; plain where it has none.
 
     Raises:

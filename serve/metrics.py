@@ -7,13 +7,17 @@ tags are bounded: an endpoint is one of the application's paths, a task one of t
 import asyncio
 import threading
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lorafleet.composition import Composition
-from lorafleet.engine import Engine, Generation
+from lorafleet.engine import Generation
 from serve.messages import Found, Weighed
+
+if TYPE_CHECKING:
+    from lorafleet.engine import Engine
 
 SAMPLE_SECONDS = 1.0
 HUNG_UP = 499
@@ -106,7 +110,7 @@ class GenerationMetrics:
         rows: how many sequences it computes at once, at most.
     """
 
-    def __init__(self, engine: Engine, rows: int) -> None:
+    def __init__(self, engine: "Engine", rows: int) -> None:
         self._engine, self._rows = engine, rows
         self._stages = _stages()
         self._first_token = Histogram(

@@ -5,15 +5,16 @@ tolerated where its value asks for nothing; every other unknown field is refused
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictInt, Tag, field_validator, model_validator
 
-from lorafleet.composition import METHODS
+from lorafleet.config import MethodName
 from lorafleet.engine.requests import MOST_LIKELIEST
 from lorafleet.errors import closest
 from serve.errors import ApiError
 
+METHODS: tuple[str, ...] = get_args(MethodName)
 MAX_STOPS = 4
 ANYTHING: tuple[Any, ...] = ()
 # OpenAI's fields that nothing here reads, with the values that change nothing; ANYTHING where no value can.

@@ -2,18 +2,20 @@
 
 from collections import deque
 from collections.abc import Sequence
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from lorafleet.engine import Piece, TokenChoice, ToldPrompt
 from lorafleet.engine.text import HALF, TextStream
 from serve.messages import Token
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 class Transcript:
     """Follows an answer piece by piece. What a stop text takes away of it, its tokens among it, is never given out."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
         self._held: deque[Token] = deque()
         self._last: int | None = None
@@ -53,7 +55,7 @@ class Transcript:
         return token_text(self._tokenizer, self._last, token)
 
 
-def token_text(tokenizer: PreTrainedTokenizerBase, before: int | None, token: int) -> str:
+def token_text(tokenizer: "PreTrainedTokenizerBase", before: int | None, token: int) -> str:
     """What a token adds behind another one: a tokenizer may write it otherwise where it begins a text.
 
     A part of a character is written as a replacement character.

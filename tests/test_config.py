@@ -1,10 +1,12 @@
 """Settings: four sources in order, and one clear line for every fault."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from lorafleet.config import load_settings
+from lorafleet.composition import METHODS
+from lorafleet.config import MethodName, load_settings
 from lorafleet.errors import SettingsError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -50,6 +52,10 @@ def test_faults_of_files(tmp_path):
     (tmp_path / "broken.yaml").write_text("training: {rank: [\n")
     with pytest.raises(SettingsError, match="not a YAML mapping"):
         load_settings(tmp_path / "broken.yaml")
+
+
+def test_the_methods_of_the_settings_are_those_there_are():
+    assert set(get_args(MethodName)) == set(METHODS)
 
 
 def test_the_shipped_settings_load_and_fleet_holds_the_papers_recipe():

@@ -1,6 +1,7 @@
 """The walls between the rooms, held by reading every module's imports."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -63,10 +64,16 @@ def test_tasks_know_nothing_of_the_house_but_settings_and_errors():
                 assert name.startswith(allowed), f"{path.name} imports {name}"
 
 
-def test_help_does_not_wait_for_torch():
-    """The command line must answer --help at once: importing it brings in no heavy package."""
-    import subprocess
-
-    probe = "import sys, lorafleet.cli; print([m for m in ('torch', 'transformers', 'chromadb', 'ray') if m in sys.modules])"
+@pytest.mark.parametrize(
+    ("module", "packages"),
+    [
+        ("lorafleet.cli", ("torch", "transformers", "chromadb", "ray")),
+        # Whoever deploys the application, and every replica but those that hold a model.
+        ("serve.app", ("torch", "transformers", "peft", "sentence_transformers")),
+        ("jobs.embed_corpora", ("torch", "transformers", "peft")),
+    ],
+)
+def test_nobody_waits_for_packages_that_he_does_not_need(module, packages):
+    probe = f"import sys, {module}; print([package for package in {packages} if package in sys.modules])"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -11,10 +11,9 @@ import torch
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 
+from lorafleet.composition.files import CONFIG_FILE, WEIGHTS_FILE
 from lorafleet.errors import AdapterError
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Values of init_lora_weights that change the base model's weights: such an adapter fits no other base."""

@@ -8,28 +8,6 @@ way), `loop` (who computes next), `engine` (the thread, and what others call). K
 compositions; knows nothing of tasks, of retrieval, or of who asks.
 """
 
-from lorafleet.engine.engine import Engine
-from lorafleet.engine.requests import (
-    FinishReason,
-    Generation,
-    GenerationRequest,
-    OptionScore,
-    Piece,
-    ScoreRequest,
-    TokenChoice,
-    ToldPrompt,
-)
-from lorafleet.engine.sequence import OnPiece
+import lazy_loader
 
-__all__ = [
-    "Engine",
-    "FinishReason",
-    "Generation",
-    "GenerationRequest",
-    "OnPiece",
-    "OptionScore",
-    "Piece",
-    "ScoreRequest",
-    "TokenChoice",
-    "ToldPrompt",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

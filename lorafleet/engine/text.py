@@ -1,8 +1,10 @@
 """Tokens to text while they come: no half characters, and nothing of a stop text."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 HALF = "\N{REPLACEMENT CHARACTER}"
 MOST_HALVES = 3
@@ -16,7 +18,7 @@ class TextStream:
         stop: texts that end the answer; the answer does not hold them.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop: Sequence[str] = ()) -> None:
         self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._tokens: list[int] = []
         # The tokens from `_anchor` on are decoded again with every new one, since a tokenizer may write a token otherwise at

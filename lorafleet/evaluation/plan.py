@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from lorafleet.adapters import StoredAdapter
-from lorafleet.composition.adapter import CONFIG_FILE, WEIGHTS_FILE
+from lorafleet.composition.files import CONFIG_FILE, WEIGHTS_FILE
 from lorafleet.errors import SettingsError
 from lorafleet.evaluation.bench import Bench
 from lorafleet.evaluation.records import Part, digest, is_current

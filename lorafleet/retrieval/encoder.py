@@ -7,7 +7,6 @@ import numpy.typing as npt
 
 from lorafleet.config import Models
 from lorafleet.models import fingerprint, load_encoder
-from lorafleet.packing import pack_linears
 
 Vectors = npt.NDArray[np.float32]
 
@@ -27,6 +26,8 @@ class Encoder:
         Raises:
             ModelError: the encoder is not there, or cannot be loaded.
         """
+        from lorafleet.packing import pack_linears
+
         self.fingerprint = fingerprint(settings.encoder, settings.encoder_revision)
         self._model = load_encoder(settings)
         # A short question takes less than half the time so, and batches of rows two thirds.

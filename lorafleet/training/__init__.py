@@ -7,20 +7,6 @@ killed run goes on from), `tracking` (who is told), `cards` (what is known about
 current). Before the work: `checks`, `figures` and `speed`.
 """
 
-from lorafleet.training.adapter import sweep, train_adapter
-from lorafleet.training.backends import choose_backend
-from lorafleet.training.cards import AdapterCard, adapter_name, is_current, read_card
-from lorafleet.training.checkpoints import delete_checkpoints
-from lorafleet.training.rows import optimiser_steps
+import lazy_loader
 
-__all__ = [
-    "AdapterCard",
-    "adapter_name",
-    "choose_backend",
-    "delete_checkpoints",
-    "is_current",
-    "optimiser_steps",
-    "read_card",
-    "sweep",
-    "train_adapter",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from lorafleet import models
+from lorafleet.composition.files import WEIGHTS_FILE
 from lorafleet.config import Settings, Training
 from lorafleet.storage import read_json, write_json
 from lorafleet.tasks import Corpus
 
 CARD = "card.json"
-WEIGHTS = "adapter_model.safetensors"
 # What says where and how fast an adapter is trained, not what it learns.
 PLACEMENT = {
     "workers",
@@ -84,7 +84,7 @@ def write_card(folder: Path, card: AdapterCard) -> None:
 
 def read_card(folder: Path) -> AdapterCard | None:
     """The card of the adapter in `folder`; None where there is no adapter, or its card is of another kind."""
-    if not (folder / WEIGHTS).is_file():
+    if not (folder / WEIGHTS_FILE).is_file():
         return None
     try:
         data = read_json(folder / CARD)
