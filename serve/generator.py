@@ -55,7 +55,8 @@ class Generator:
             torch.set_num_threads(len(os.sched_getaffinity(0)))
         self._settings = settings
         self._roster = stored_adapters(settings)
-        self._engine = load_engine(settings, self._roster, NICENESS if on_cpu else 0)
+        gpus = settings.serving.generator.gpus
+        self._engine = load_engine(settings, self._roster, NICENESS if on_cpu else 0, gpus if 0 < gpus < 1 else 1.0)
         self._engine.warm_up()
         self._metrics = GenerationMetrics(self._engine, settings.generation.rows)
         self._follower = Follower(pool, "generator", self._take_adapters)

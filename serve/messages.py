@@ -10,7 +10,11 @@ from serve.choosing import Choice
 
 @dataclass(frozen=True)
 class NearRow:
-    """A row of a corpus near a query, as the index has it: who reads it here need not load Chroma."""
+    """A row of a corpus near a query, as the index has it: who reads it here need not load Chroma.
+
+    Attributes:
+        text: empty where nobody asked for it.
+    """
 
     task: str
     text: str

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ray import serve
@@ -15,6 +16,15 @@ from serve.messages import Found, NearRow
 
 # What comes while a batch is computed makes the next one; to wait for more would only delay it.
 BATCH_WAIT_SECONDS = 0.0
+
+
+@dataclass(frozen=True)
+class Query:
+    """A text, how many neighbours it gets, and whether their texts are wanted."""
+
+    text: str
+    neighbours: int
+    texts: bool
 
 
 @serve.deployment(name="Retriever")
@@ -38,14 +48,18 @@ class Retriever:
         """Change settings without a restart: `neighbours`, how many a query gets that does not say."""
         self._neighbours = int(user_config["neighbours"])
 
-    async def find(self, text: str, neighbours: int | None = None) -> Found:
+    async def find(self, text: str, neighbours: int | None = None, texts: bool = True) -> Found:
         """The neighbours of a text.
+
+        Args:
+            neighbours: how many; as the settings say where absent.
+            texts: whether theirs are wanted.
 
         Raises:
             IndexUnavailable, IndexMismatch: the index cannot be read, or another encoder made it.
         """
         start = time.perf_counter()
-        rows = await self._search((text, neighbours or self._neighbours))
+        rows = await self._search(Query(text, neighbours or self._neighbours, texts))
         return Found(rows, 1000 * (time.perf_counter() - start))
 
     async def check_ready(self) -> None:
@@ -60,16 +74,17 @@ class Retriever:
         await asyncio.to_thread(index.check_filled)
 
     @serve.batch(batch_wait_timeout_s=BATCH_WAIT_SECONDS)
-    async def _search(self, queries: list[tuple[str, int]]) -> list[tuple[NearRow, ...]]:
+    async def _search(self, queries: list[Query]) -> list[tuple[NearRow, ...]]:
         index = await self._opened()
         return await asyncio.to_thread(self._query, index, queries)
 
-    def _query(self, index: CorpusIndex, queries: list[tuple[str, int]]) -> list[tuple[NearRow, ...]]:
-        embeddings = self._encoder.encode([text for text, _ in queries], self._settings.index.encode_batch)
-        found = index.query(embeddings, max(count for _, count in queries))
+    def _query(self, index: CorpusIndex, queries: list[Query]) -> list[tuple[NearRow, ...]]:
+        embeddings = self._encoder.encode([query.text for query in queries], self._settings.index.encode_batch)
+        most, texts = max(query.neighbours for query in queries), any(query.texts for query in queries)
+        found = index.query(embeddings, most, texts=texts)
         return [
-            tuple(NearRow(row.task, row.text, row.similarity) for row in rows[:count])
-            for rows, (_, count) in zip(found, queries, strict=True)
+            tuple(NearRow(row.task, row.text if query.texts else "", row.similarity) for row in rows[: query.neighbours])
+            for rows, query in zip(found, queries, strict=True)
         ]
 
     async def _opened(self) -> CorpusIndex:

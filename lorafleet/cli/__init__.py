@@ -9,6 +9,7 @@ from lorafleet.cli.ask import ask
 from lorafleet.cli.demo import demo
 from lorafleet.cli.doctor import doctor
 from lorafleet.cli.evaluate import evaluate
+from lorafleet.cli.index import index
 from lorafleet.cli.jobs import embed, train
 from lorafleet.cli.keys import keys
 from lorafleet.cli.route import route
@@ -26,6 +27,7 @@ app = typer.Typer(
 for command in (tasks, up, down, status, route, ask, evaluate, doctor, demo):
     app.command()(command)
 app.add_typer(adapters, name="adapters")
+app.add_typer(index, name="index")
 app.add_typer(keys, name="keys")
 # These are the jobs themselves, with the options that they declare.
 for job in (embed, train):

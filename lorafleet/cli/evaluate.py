@@ -74,6 +74,9 @@ def evaluate(
     from lorafleet.evaluation.plan import ASKED
 
     mine = None if share is None else _share(share)
+    if mine is not None:
+        evaluation = settings.evaluation.model_copy(update={"gpus_per_worker": 1 / mine[1]})
+        settings = settings.model_copy(update={"evaluation": evaluation})
     bench = Bench(settings, limit)
     chosen = variants(split_names(methods), ASKED[asked], settings.evaluation.multitask is not None)
     if scoring:

@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from functools import partial
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -53,7 +53,9 @@ class Engine:
         prefill_tokens: tokens of one pass over prompts; the rows on their way wait for no more than that.
         pages, page_rank: of the adapters at hand, as in `AdapterPool`.
         cache_gib: memory for keys and values on a GPU; most of what is free where absent.
+        gpu_share: of the GPU's whole memory this engine's, where several processes share it.
         niceness: added to that of the engine's thread; on CPUs, those who compute a little beside it then need not wait.
+        remembered: of how many prompts, and of how many options, the tokens are kept, for who asks the same again and again.
     """
 
     def __init__(
@@ -69,16 +71,20 @@ class Engine:
         pages: int = 256,
         page_rank: int = 16,
         cache_gib: float | None = None,
+        gpu_share: float = 1.0,
         niceness: int = 0,
+        remembered: int = 0,
     ) -> None:
         self._tokenizer, self._niceness = tokenizer, niceness
         self._max_prompt_tokens, self._waiting = min(max_prompt_tokens, longest - 1), waiting
+        self._prompt_tokens = lru_cache(remembered)(lambda prompt: tuple(encode_prompt(tokenizer, prompt, sys.maxsize)))
+        self._option_tokens = lru_cache(remembered)(lambda option: tuple(encode_answer(tokenizer, option)))
         self._vocabulary = int(model.config.get_text_config().vocab_size)
         self._composed = ComposedModel(model, pages, page_rank)
         device = next(model.parameters()).device
         self._prefill_tokens = prefill_tokens or (GPU_PREFILL_TOKENS if device.type == "cuda" else CPU_PREFILL_TOKENS)
         self._cache, self._graphs, self._prompt_graphs = _for_device(
-            model, self._composed, rows, longest, self._prefill_tokens, cache_gib
+            model, self._composed, rows, longest, self._prefill_tokens, cache_gib, gpu_share
         )
         self._runner = Runner(model, self._composed, self._cache, self._graphs, self._prompt_graphs)
         self._loop = Loop(
@@ -175,7 +181,7 @@ class Engine:
         """Ask for the log-likelihood of each option; raises as `submit` does."""
         if not request.options or not all(request.options):
             raise RequestError(f"options is {request.options!r}", "Give at least one, none empty", field="options")
-        options = [encode_answer(self._tokenizer, option) for option in request.options]
+        options = [list(self._option_tokens(option)) for option in request.options]
         recipe = self.pool.recipe(request.composition)
         scoring = Scoring(request, self._encode(request.prompt), options, recipe, Future())
         if len(scoring.tokens) > self._cache.longest:
@@ -237,7 +243,7 @@ class Engine:
     def _encode(self, prompt: str | Sequence[int], whole: bool = False) -> list[int]:
         """A prompt's tokens; of one that is too long the middle is left out, or it is refused where it has to be whole."""
         if isinstance(prompt, str):
-            tokens = encode_prompt(self._tokenizer, prompt, sys.maxsize)
+            tokens = list(self._prompt_tokens(prompt))
         else:
             self.check_tokens(prompt)
             tokens = list(prompt)
@@ -287,7 +293,13 @@ class Engine:
 
 
 def _for_device(
-    model: PreTrainedModel, composed: ComposedModel, rows: int, longest: int, prefill_tokens: int, cache_gib: float | None
+    model: PreTrainedModel,
+    composed: ComposedModel,
+    rows: int,
+    longest: int,
+    prefill_tokens: int,
+    cache_gib: float | None,
+    gpu_share: float,
 ) -> "tuple[KeyValueCache[Any], DecodeGraphs | None, PromptGraphs | None]":
     """The cache, and the graphs, that suit the model's device."""
     parameter = next(model.parameters())
@@ -301,8 +313,10 @@ def _for_device(
     from lorafleet.engine.prompt_graphs import PromptGraphs
 
     fuse(model)
-    free, _ = torch.cuda.mem_get_info(parameter.device)
-    free += torch.cuda.memory_reserved(parameter.device) - torch.cuda.memory_allocated(parameter.device)
+    free, whole = torch.cuda.mem_get_info(parameter.device)
+    allocated = torch.cuda.memory_allocated(parameter.device)
+    # What the others of the same GPU have not taken yet is free now, and theirs.
+    free = min(free + torch.cuda.memory_reserved(parameter.device) - allocated, int(whole * gpu_share) - allocated)
     memory = int(cache_gib * 2**30) if cache_gib else int(free * CACHE_SHARE) - composed.pool.pages.bytes
     cache = PagedCache(model.config, memory, longest, parameter.device, parameter.dtype)
     if not composed.by_kernels:

@@ -97,7 +97,8 @@ class Bench:
             "prefill_tokens": chosen.pass_tokens or (GPU_PASS_TOKENS if gpu else generation.prefill_tokens),
         }
         settings = self.settings.model_copy(update={"generation": generation.model_copy(update=bounds)})
-        return load_engine(settings, self.roster)
+        # Several workers, or processes that share the work, may have one GPU together.
+        return load_engine(settings, self.roster, gpu_share=min(1.0, chosen.gpus_per_worker or 1.0))
 
     @cached_property
     def encoder(self) -> Encoder:

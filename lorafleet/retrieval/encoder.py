@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lorafleet.config import Models
-from lorafleet.models import fingerprint, load_encoder
+from lorafleet.models import fingerprint, load_encoder, pick_device, pick_encoder_dtype
 
 Vectors = npt.NDArray[np.float32]
 
@@ -28,8 +28,9 @@ class Encoder:
         """
         from lorafleet.packing import pack_linears
 
+        device = pick_device(settings.device)
         self.fingerprint = fingerprint(settings.encoder, settings.encoder_revision)
-        self._model = load_encoder(settings)
+        self._model = load_encoder(settings).to(pick_encoder_dtype(settings.encoder_dtype, device))
         # A short question takes less than half the time so, and batches of rows two thirds.
         pack_linears(self._model)
         self.dimensions = int(self._model.get_embedding_dimension() or 0)
@@ -42,5 +43,8 @@ class Encoder:
         """
         if not texts:
             return np.empty((0, self.dimensions), dtype=np.float32)
-        vectors = self._model.encode(list(texts), batch_size=batch, normalize_embeddings=True, show_progress_bar=False)
-        return np.asarray(vectors, dtype=np.float32)
+        found = self._model.encode(list(texts), batch_size=batch, convert_to_tensor=True, show_progress_bar=False)
+        vectors: Vectors = found.float().cpu().numpy()
+        # Of float32, whatever the encoder computes in: lengths that are rounded would be part of every cosine.
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors

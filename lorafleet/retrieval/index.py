@@ -97,7 +97,12 @@ class CorpusIndex:
         return {} if self.manifest() is None else self._searching(lambda version: version.counts())
 
     def query(
-        self, embeddings: Vectors, neighbours: int, tasks: Sequence[str] | None = None, without: str | None = None
+        self,
+        embeddings: Vectors,
+        neighbours: int,
+        tasks: Sequence[str] | None = None,
+        without: str | None = None,
+        texts: bool = True,
     ) -> list[list[Neighbour]]:
         """The rows nearest to each query, nearest first; fewer than asked for where there are not so many.
 
@@ -108,8 +113,9 @@ class CorpusIndex:
             neighbours: how many rows for each query.
             tasks: only rows of these tasks.
             without: no row of this task (a task whose own adapter is masked).
+            texts: whether the rows' texts are wanted: without them an answer is a tenth as long, and sooner there.
         """
-        return self._searching(lambda version: version.query(embeddings, neighbours, tasks, without))
+        return self._searching(lambda version: version.query(embeddings, neighbours, tasks, without, texts))
 
     def write(self, entries: Sequence[Entry], embeddings: Vectors) -> None:
         """Write rows straight into the version that is searched; the first write makes the index.

@@ -5,7 +5,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A row near a query; `similarity` is the cosine of the two embeddings."""
+    """A row near a query.
+
+    Attributes:
+        text: empty where nobody asked for it.
+        similarity: the cosine of the two embeddings.
+    """
 
     task: str
     text: str

@@ -150,18 +150,27 @@ class Version:
             self.query(np.asarray(some["embeddings"], dtype=np.float32), 1)
 
     def query(
-        self, embeddings: Vectors, neighbours: int, tasks: Sequence[str] | None = None, without: str | None = None
+        self,
+        embeddings: Vectors,
+        neighbours: int,
+        tasks: Sequence[str] | None = None,
+        without: str | None = None,
+        texts: bool = True,
     ) -> list[list[Neighbour]]:
         """As `CorpusIndex.query`."""
+        include: Any = ["metadatas", "distances"] if texts else ["distances"]
         where = _filter(tasks, without)
         found: list[list[Neighbour]] = []
         for first in range(0, len(embeddings), QUERIES_AT_ONCE):
             vectors = embeddings[first : first + QUERIES_AT_ONCE]
             answer = self._ask(
                 lambda vectors=vectors: self._collection.query(  # type: ignore[misc]
-                    query_embeddings=vectors, n_results=neighbours, where=where, include=["metadatas", "distances"]
+                    query_embeddings=vectors, n_results=neighbours, where=where, include=include
                 )
             )
+            if not texts:
+                found += _without_texts(answer["ids"], answer["distances"] or [])
+                continue
             for rows, distances in zip(answer["metadatas"] or [], answer["distances"] or [], strict=True):
                 if None in rows:
                     # A search that was under way while the collection was deleted finds rows that say nothing any more.
@@ -179,6 +188,14 @@ class Version:
 
     def _ask(self, question: Callable[[], Answer]) -> Answer:
         return self._connection.patiently(question)
+
+
+def _without_texts(identifiers: Iterable[Sequence[str]], distances: Iterable[Sequence[float]]) -> list[list[Neighbour]]:
+    """Neighbours by their identifiers alone, which say the task."""
+    return [
+        [Neighbour(task_of(row), "", 1.0 - distance) for row, distance in zip(rows, apart, strict=True)]
+        for rows, apart in zip(identifiers, distances, strict=True)
+    ]
 
 
 def _filter(tasks: Sequence[str] | None, without: str | None) -> Any:
