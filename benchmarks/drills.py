@@ -345,7 +345,9 @@ def wait_for(true: Callable[[], bool]) -> None:
 def running(settings: Settings) -> Iterator[Fleet]:
     """The application on three nodes."""
     folder = tempfile.mkdtemp(prefix="drills")
-    os.environ.update({"RAY_TMPDIR": folder, "RAY_worker_niceness": "0", "HF_HUB_OFFLINE": "1"})
+    # As `lorafleet up` starts it.
+    as_up = {"RAY_worker_niceness": "0", "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2"}
+    os.environ.update({"RAY_TMPDIR": folder, "HF_HUB_OFFLINE": "1", **as_up})
     os.environ.pop("RAY_ADDRESS", None)
     cluster = Cluster(initialize_head=True, head_node_args={**HEAD, "include_dashboard": False})
     try:

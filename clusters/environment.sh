@@ -3,5 +3,7 @@
 export PATH="$HOME/lorafleet-env/bin:$PATH"
 # Ray lets in who has the token of ~/.ray/auth_token.
 export RAY_AUTH_MODE=token
+# Serve replaces a proxy that died after three looks at it; every 10 s would be 30 s in which nobody is answered.
+export RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S=2
 # The folder that all nodes see.
 export LORAFLEET_STATE=/mnt/lorafleet
