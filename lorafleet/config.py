@@ -247,11 +247,17 @@ class Logging(Section):
     """What the deployments log. With `encoding` json each record is a line of JSON, with request id, deployment and replica.
 
     `access` is one line a request in every deployment that it passes through. Prompts and answers are never logged.
+
+    Of the share `traced_share` of all requests a trace is kept, one span for each deployment that they pass through: as
+    files beside Serve's logs ("file"), or by OTLP with a collector that OTEL_EXPORTER_OTLP_ENDPOINT names on every node
+    ("otlp").
     """
 
     encoding: Literal["text", "json"] = "text"
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     access: bool = True
+    traces: Literal["none", "file", "otlp"] = "none"
+    traced_share: Share = 0.01
 
 
 class Settings(BaseSettings):

@@ -23,6 +23,7 @@ from lorafleet.config import Settings
 from lorafleet.errors import LoRAFleetError
 from serve.app import APPLICATION, assemble
 from serve.logs import logging_config
+from serve.traces import tracing_config
 
 START_SECONDS = 900
 READY_SECONDS = 60
@@ -54,6 +55,7 @@ def deploy(settings: Settings) -> str:
             request_timeout_s=serving.request_timeout_seconds + TIMEOUT_MARGIN_SECONDS,
         ),
         logging_config=logs,
+        tracing_config=tracing_config(settings.logging),
     )
     target = serve.RunTarget(assemble(settings), name=APPLICATION, route_prefix="/", logging_config=logs)
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)

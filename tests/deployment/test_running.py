@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,7 @@ def fleet(tmp_path, monkeypatch):
         settings = small_settings(tmp_path, free_port(), **ports)
         file = tmp_path / "fleet.yaml"
         chosen = settings.model_dump(mode="json", include={"state", "models", "index", "generation", "serving"})
-        file.write_text(yaml.safe_dump({**chosen, "logging": {"encoding": "json"}}))
+        file.write_text(yaml.safe_dump({**chosen, "logging": {"encoding": "json", "traces": "file", "traced_share": 1}}))
 
         def run(*arguments):
             command = [LORAFLEET, *arguments, "--config", file]
@@ -62,6 +63,16 @@ def records(ray_folder):
         yield from map(json.loads, log.read_text().splitlines())
 
 
+def traces(ray_folder):
+    """The trace of each span, by the deployment whose span it is."""
+    found = {part: set() for part in PARTS}
+    for spans in Path(ray_folder).rglob("logs/serve/spans/*"):
+        for part in PARTS:
+            if f"lorafleet_{part}" in spans.name:
+                found[part] |= set(re.findall(r'"trace_id": "(0x[0-9a-f]{32})"', spans.read_text()))
+    return found
+
+
 def test_a_fleet_by_its_commands(fleet):
     run, file, settings = fleet
     url = f"http://127.0.0.1:{settings.serving.port}"
@@ -82,6 +93,7 @@ def test_a_fleet_by_its_commands(fleet):
     mine = [record for record in records(os.environ["RAY_TMPDIR"]) if record.get("request_id") == "egg-1"]
     assert {record["deployment"] for record in mine} == {f"lorafleet_{part}" for part in PARTS}
     assert all(record["replica"] and record["application"] == "lorafleet" for record in mine)
+    assert set.intersection(*traces(os.environ["RAY_TMPDIR"]).values()), "one trace goes through all deployments"
 
     right, wrong, over = [], [], threading.Event()
     client = threading.Thread(target=asking, args=(url, right, wrong, over), daemon=True)
