@@ -158,7 +158,7 @@ def embed_corpora(settings: Settings, rebuild: bool = False) -> EmbedReport:
         deleted = {name: ledger.gone(name) for name in names}
         stale = rebuild or left_out or any(deleted.values()) or any(ledger.to_embed(name) for name in names)
         if searched.manifest is None or searched.version is None or stale or not searched.version.graph_fits:
-            reading = Reading(settings, corpora, path, searched.number, index.prompts)
+            reading = Reading(settings, corpora, path, searched.number, prompt_version())
             manifest, work = _build(index, searched, ledger, reading, rebuild)
         else:
             searched.version.set_search_breadth()

@@ -17,7 +17,7 @@ from ray.data.datasource import ReadTask
 from ray.exceptions import RayError
 
 from jobs.cluster import cause_of, connect
-from jobs.parcels import ROWS_PER_PARCEL, Reading
+from jobs.parcels import ROWS_PER_PARCEL, Reading, Row
 from lorafleet.config import Index, Models
 from lorafleet.errors import LoRAFleetError
 from lorafleet.retrieval import Encoder, Entry
@@ -110,17 +110,18 @@ def _blocks(reading: Reading) -> Callable[[], Iterable[pyarrow.Table]]:
     return lambda: (_block(parcel) for parcel in reading.parcels())
 
 
-def _block(parcel: list[Entry]) -> pyarrow.Table:
+def _block(parcel: list[Row]) -> pyarrow.Table:
     columns = {
-        "identifiers": [[entry.identifier for entry in parcel]],
-        "tasks": [[entry.task for entry in parcel]],
-        "texts": [[entry.text for entry in parcel]],
+        "identifiers": [[row.entry.identifier for row in parcel]],
+        "tasks": [[row.entry.task for row in parcel]],
+        "keys": [[row.entry.text for row in parcel]],
+        "texts": [[row.texts for row in parcel]],
     }
     return pyarrow.table(columns)
 
 
 def _entries(parcel: Mapping[str, Any]) -> list[Entry]:
-    return [Entry(*row) for row in zip(parcel["identifiers"], parcel["tasks"], parcel["texts"], strict=True)]
+    return [Entry(*row) for row in zip(parcel["identifiers"], parcel["tasks"], parcel["keys"], strict=True)]
 
 
 class _EncodeParcels:
@@ -133,7 +134,7 @@ class _EncodeParcels:
         self._batch = batch
 
     def __call__(self, block: pyarrow.Table) -> pyarrow.Table:
-        vectors = [self._encoder.encode(texts, self._batch).tobytes() for texts in block["texts"].to_pylist()]
+        vectors = [self._encoder.encode_rows(rows, self._batch).tobytes() for rows in block["texts"].to_pylist()]
         return block.append_column("vectors", pyarrow.array(vectors, pyarrow.binary()))
 
 

@@ -22,7 +22,10 @@ from lorafleet.cli.evaluate import (
     ReportOption,
     ScoringOption,
     SettingOption,
+    SplitOption,
+    check_parts,
     check_setting,
+    check_split,
     present,
     refuse_failures,
     tell,
@@ -45,8 +48,9 @@ from lorafleet.evaluation import Bench, Outcome, Plan, plan, variants
 from lorafleet.evaluation.case_study import keep_case_study
 from lorafleet.evaluation.harness import compute, kept_choices, preparations, prepare, reason, scoring_plan
 from lorafleet.evaluation.plan import ASKED, Asked
-from lorafleet.evaluation.records import Part
+from lorafleet.evaluation.records import Part, split_folder
 from lorafleet.progress import Bar, progress
+from lorafleet.tasks import Split
 
 MOST_TRIES = 2
 
@@ -106,6 +110,7 @@ def evaluate(
     force: bool = False,
     choose_scoring: bool = False,
     case_study: bool = False,
+    split: Split = "evaluation",
 ) -> Outcome:
     """Compute the parts that are missing, on the cluster; Ray is not started where nothing is.
 
@@ -117,9 +122,10 @@ def evaluate(
     """
     bench = Bench(settings, limit)
     chosen = variants(methods, ASKED[asked], settings.evaluation.multitask is not None)
-    work = plan(bench, chosen, ASKED[asked], force=force)
-    with progress("looking for neighbours", preparations(bench, chosen)) as bar:
-        prepare(bench, chosen, bar.advance)
+    work = plan(bench, chosen, ASKED[asked], split, force)
+    check_parts(work, split)
+    with progress("looking for neighbours", preparations(bench, chosen, split)) as bar:
+        prepare(bench, chosen, bar.advance, split)
     plans = [scoring_plan(bench)] if choose_scoring else []
     outcome = _fan_out(bench, [*plans, work], case_study and any(one.method.retrieves for one in chosen))
     if choose_scoring and not any(part.split == "train" for part in outcome.failed):
@@ -250,6 +256,7 @@ def command(
     methods: MethodsOption = None,
     tasks: TasksOption = None,
     setting: SettingOption = "iid",
+    split: SplitOption = "evaluation",
     limit: LimitOption = None,
     report: ReportOption = False,
     scoring: ScoringOption = False,
@@ -262,12 +269,13 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """The table of the paper on this fleet, computed on the Ray cluster that this runs on. What is computed is kept."""
-    asked = check_setting(setting)
+    asked, rows = check_setting(setting), check_split(split)
     settings = settings_from(config, overrides, state, hub_root, source, tasks)
-    outcome = evaluate(settings, split_names(methods), asked, limit, force, scoring, case_study=report)
+    outcome = evaluate(settings, split_names(methods), asked, limit, force, scoring, report and rows == "evaluation", rows)
     tell(outcome)
     if outcome.done:
-        present(settings, Bench(settings, limit).folder, split_names(methods), split_names(tasks), asked, report, as_json)
+        folder = split_folder(Bench(settings, limit).folder, rows)
+        present(settings, folder, split_names(methods), split_names(tasks), asked, report, as_json)
     refuse_failures(outcome)
 
 

@@ -13,20 +13,26 @@ from jobs.ledger import Ledger
 from lorafleet.config import Settings
 from lorafleet.errors import TaskError
 from lorafleet.retrieval import Entry, key_digest, open_for_writing
-from lorafleet.tasks import CorpusRows, Task
+from lorafleet.tasks import CorpusRows, Task, texts_in_forms
 
 ROWS_PER_PARCEL = 128
 # Rows of like length are embedded together, or the encoder would work on padding.
 ROWS_SORTED_AT_ONCE = 8192
-Row = TypeVar("Row")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A row to embed; `built` where the next version has it already."""
+class Row:
+    """A row to embed.
+
+    Attributes:
+        texts: what its vector is the mean of.
+        built: whether the next version has it already.
+    """
 
     entry: Entry
-    built: bool
+    texts: tuple[str, ...]
+    built: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Reading:
     searched: int
     prompts: str
 
-    def parcels(self) -> Iterator[list[Entry]]:
+    def parcels(self) -> Iterator[list[Row]]:
         """The parcels, longest rows first in every few thousand; those that the next version has whole are left out.
 
         Raises:
@@ -56,49 +62,51 @@ class Reading:
         ledger = Ledger(self.ledger)
         try:
             for task in self.tasks:
-                yield from _parcels(_wanted(CorpusRows(task, "train", self.settings.tasks), ledger))
+                yield from _parcels(self._wanted(task, ledger))
             yield from _parcels(self._others(ledger))
         finally:
             ledger.close()
 
-    def _others(self, ledger: Ledger) -> Iterator[Wanted]:
-        """Rows without a corpus: their texts are in the index that another encoder made."""
+    def _wanted(self, task: Task, ledger: Ledger) -> Iterator[Row]:
+        rows, forms = CorpusRows(task, "train", self.settings.tasks), self.settings.index.forms
+        missing = ledger.missing(task.name)
+        place, identifier, built = next(missing, (-1, "", False))
+        if place < 0:
+            return
+        for number, example in enumerate(rows):
+            if number == place:
+                if key_digest(example.key) not in identifier:
+                    break
+                entry = Entry(identifier, task.name, example.key)
+                yield Row(entry, texts_in_forms(task, example, forms), built)
+                place, identifier, built = next(missing, (-1, "", False))
+                if place < 0:
+                    return
+        raise TaskError(f"the rows of task {task.name} in {rows.source} changed while they were read", "Run again")
+
+    def _others(self, ledger: Ledger) -> Iterator[Row]:
+        """Rows without a corpus: one text of each is in the index that another encoder made."""
+        alike = len(self.settings.index.forms)
         for page in _chunks(ledger.others_missing(), ROWS_SORTED_AT_ONCE):
             built = dict(page)
             version = open_for_writing(self.settings, self.prompts).version(self.searched)
             for rows in version.read(list(built)) if version else ():
                 for entry in sorted(rows.entries, key=lambda entry: entry.identifier):
-                    yield Wanted(entry, built[entry.identifier])
+                    yield Row(entry, (entry.text,) * alike, built[entry.identifier])
 
 
-def _wanted(rows: CorpusRows, ledger: Ledger) -> Iterator[Wanted]:
-    missing = ledger.missing(rows.task.name)
-    place, identifier, built = next(missing, (-1, "", False))
-    if place < 0:
-        return
-    for number, example in enumerate(rows):
-        if number == place:
-            if key_digest(example.key) not in identifier:
-                break
-            yield Wanted(Entry(identifier, rows.task.name, example.key), built)
-            place, identifier, built = next(missing, (-1, "", False))
-            if place < 0:
-                return
-    raise TaskError(f"the rows of task {rows.task.name} in {rows.source} changed while they were read", "Run again")
-
-
-def _parcels(rows: Iterable[Wanted]) -> Iterator[list[Entry]]:
+def _parcels(rows: Iterable[Row]) -> Iterator[list[Row]]:
     for window in _chunks(rows, ROWS_SORTED_AT_ONCE):
         window.sort(key=lambda row: len(row.entry.text), reverse=True)
         for parcel in _chunks(window, ROWS_PER_PARCEL):
             if not all(row.built for row in parcel):
-                yield [row.entry for row in parcel]
+                yield parcel
 
 
-def _chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    chunk: list[Row] = []
-    for row in rows:
-        chunk.append(row)
+def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    chunk: list[Item] = []
+    for item in items:
+        chunk.append(item)
         if len(chunk) == size:
             yield chunk
             chunk = []

@@ -21,9 +21,11 @@ from lorafleet.errors import SettingsError
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
+TextForm = Literal["instruction", "fields", "bare"]
 MethodName = Literal[
     "linear", "cat", "ties", "magnitude_prune", "dare_linear", "dare_ties", "fusion", "mixture", "selection", "svd"
 ]
+WeigherName = Literal["nucleus", "top_k", "softmax", "uniform", "prototypes", "sparse_projection", "routed"]
 
 
 class Section(BaseModel):
@@ -48,23 +50,32 @@ class Models(Section):
 
 
 class Tasks(Section):
-    """Which tasks there are, and where their rows come from."""
+    """Which tasks there are, and where their rows come from.
+
+    Of a task's training split `validation_share` is neither trained on nor indexed, and so are the rows beyond
+    `rows_per_task`: on these, settings can be compared.
+    """
 
     source: Literal["samples", "hub"] = "samples"
     hub_root: Path | None = None
     names: list[str] | None = None
     declarations: list[Path] = []
     rows_per_task: Count = 300
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = 0
     seed: int = 0
     bad_row_limit: Annotated[int, Field(ge=0)] = 20
 
 
 class Index(Section):
-    """The Chroma server and the HNSW graph in it. Distances are cosine."""
+    """The Chroma server and the HNSW graph in it. Distances are cosine.
+
+    A row's vector is the mean of its text's in `forms`: with its instruction, with the names of its fields alone, bare.
+    """
 
     url: str = "http://127.0.0.1:8100"
     collection: str = "lorafleet"
     token: str | None = None
+    forms: Annotated[tuple[TextForm, ...], Field(min_length=1)] = ("instruction",)
     write_batch: Annotated[int, Field(ge=1, le=5461)] = 4000
     encode_batch: Count = 32
     encoders: Count | None = None
@@ -109,17 +120,44 @@ class Training(Section):
     tracking: Literal["none", "wandb", "tensorboard"] = "none"
 
 
+class Tuning(Section):
+    """How the encoder is tuned to tell tasks apart, on `rows_per_task` rows of `share_of_tasks` of the tasks, in all forms.
+
+    `contrast` trains the whole encoder, `steps` times on two rows of every task (up to `max_tokens` tokens of each): rows of
+    a task shall be alike, rows of others not, by a softmax at `temperature` (LoraRetriever, arXiv 2402.09997, on 0.4 of the
+    tasks and 20 rows). `whiten` adds a linear map to it, in closed form: what varies within a task counts less; `shrinkage`
+    keeps directions in which nothing varies from counting too much. `both` does the one after the other.
+    """
+
+    recipe: Literal["both", "contrast", "whiten"] = "both"
+    share_of_tasks: Share = 1.0
+    rows_per_task: Annotated[int, Field(ge=2)] = 100
+    shrinkage: Share = 0.05
+    steps: Count = 100
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    temperature: Annotated[float, Field(gt=0)] = 0.05
+    max_tokens: Annotated[int, Field(ge=16)] = 64
+    seed: int = 0
+
+
 class Weighing(Section):
     """How neighbours become task weights: by default, the nucleus of the summed similarities (arXiv 2602.21222, section 6).
 
-    `p` is the nucleus's mass, `k` how many adapters the other weighers keep, `temperature` that of the softmax.
+    `prototypes`, `sparse_projection` and `routed` ask where the query itself lies among the tasks of the index. `p` is the
+    nucleus's mass, `k` how many adapters the other weighers keep, `temperature` that of the softmax and of the prototypes,
+    `penalty` the sparse projection's lambda (arXiv 2410.09908, section 3). Similarities are taken to the power of
+    `sharpness` before they are summed: above 1, the nearest rows count for more. A query is left to the base model where its
+    nearest row has a cosine below `abstain_below`; 0 for never.
     """
 
     neighbours: Count = 100
-    weigher: Literal["nucleus", "top_k", "softmax", "uniform"] = "nucleus"
+    weigher: WeigherName = "nucleus"
     p: Share = 0.9
     k: Count = 3
     temperature: Annotated[float, Field(gt=0)] = 0.2
+    penalty: Annotated[float, Field(ge=0)] = 1.0
+    sharpness: Annotated[float, Field(gt=0)] = 1
+    abstain_below: Annotated[float, Field(ge=0, le=1)] = 0
 
 
 class Composing(Section):
@@ -272,6 +310,7 @@ class Settings(BaseSettings):
     tasks: Tasks = Tasks()
     index: Index = Index()
     training: Training = Training()
+    tuning: Tuning = Tuning()
     weighing: Weighing = Weighing()
     composing: Composing = Composing()
     generation: Generation = Generation()

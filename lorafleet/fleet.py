@@ -1,7 +1,7 @@
 """A fleet in one process: base model, adapters and index, without Ray. What the endpoint does, a notebook can do here."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -10,11 +10,12 @@ from lorafleet.adapters import Roster, stored_adapters
 from lorafleet.composition import Composition
 from lorafleet.config import MethodName, Settings, load_settings
 from lorafleet.engine import Generation, GenerationRequest, OptionScore, ScoreRequest
-from lorafleet.errors import CompositionError
+from lorafleet.errors import CompositionError, SettingsError
 from lorafleet.models import load_base_model, load_tokenizer
+from lorafleet.placing import places_of
 from lorafleet.retrieval import Encoder, Neighbour, open_index
 from lorafleet.tasks import prompt_version
-from lorafleet.weighing import TaskWeights, make_weigher
+from lorafleet.weighing import BY_PLACE, Evidence, Places, Similar, TaskWeights, make_weigher
 
 if TYPE_CHECKING:
     from lorafleet.engine import Engine
@@ -36,6 +37,7 @@ class Fleet:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._places: Places | None = None
 
     @classmethod
     def open(cls, state: str | Path = "state", config: Path | None = None) -> "Fleet":
@@ -77,15 +79,42 @@ class Fleet:
         embeddings = self._encoder.encode(texts, self.settings.index.encode_batch)
         return index.query(embeddings, self.settings.weighing.neighbours, without=without)
 
-    def weigh(self, neighbours: Sequence[Neighbour]) -> TaskWeights:
-        """Task weights of one query's neighbours, over the tasks that have an adapter."""
-        weighing = self.settings.weighing
+    def look_up(self, texts: Sequence[str]) -> list[tuple[list[Neighbour], TaskWeights]]:
+        """The neighbours of each text, nearest first, and its task weights.
+
+        Raises:
+            IndexUnavailable, IndexMismatch: the index cannot be read, or another encoder made it.
+        """
+        index, weighing = open_index(self.settings, prompt_version()), self.settings.weighing
+        embeddings = self._encoder.encode(texts, self.settings.index.encode_batch)
+        found = index.query(embeddings, weighing.neighbours)
+        if weighing.weigher not in BY_PLACE:
+            return [(neighbours, self.weigh(neighbours)) for neighbours in found]
+        self._places = places = places_of(index, self.settings.state, self._places)
+        return [
+            (neighbours, self.weigh(places.evidence(neighbours, embedding)))
+            for neighbours, embedding in zip(found, embeddings, strict=True)
+        ]
+
+    def weigh(self, neighbours: Iterable[Similar]) -> TaskWeights:
+        """Task weights of one query's neighbours, over the tasks that have an adapter.
+
+        Args:
+            neighbours: as an `Evidence` that says where the query lies, for a weigher that asks for it.
+
+        Raises:
+            SettingsError: it is such a weigher, and nothing says so.
+        """
+        weighing, known = self.settings.weighing, Evidence.of(neighbours)
+        if weighing.weigher in BY_PLACE and known.embedding is None:
+            problem = f"weighing.weigher is {weighing.weigher!r}, and neighbours do not say where their query lies"
+            raise SettingsError(problem, "Give the text to look_up or route")
         weigher = make_weigher(weighing.weigher, weighing.model_dump())
-        return weigher.weigh(neighbours, among=self.roster.adapters or None)
+        return weigher.weigh(known, among=self.roster.adapters or None)
 
     def route(self, text: str) -> TaskWeights:
         """Which tasks' adapters a query calls for, and how much of each."""
-        return self.weigh(self.neighbours([text])[0])
+        return self.look_up([text])[0][1]
 
     def composition(self, weights: Mapping[str, float], method: str | None = None) -> Composition:
         """A composition by the settings' density and sign; adapters go by name or by task.
@@ -109,7 +138,7 @@ class Fleet:
         Args:
             weights: of each prompt; found by retrieval where absent.
         """
-        weights = weights or [self.weigh(neighbours) for neighbours in self.neighbours(prompts)]
+        weights = weights or [found for _, found in self.look_up(prompts)]
         limit = max_tokens or self.settings.generation.max_tokens
         return self.engine.generate(
             [
@@ -127,7 +156,7 @@ class Fleet:
         note: Callable[[int], None] | None = None,
     ) -> list[list[OptionScore]]:
         """The log-likelihood of each option of each prompt, every prompt with its own composition."""
-        weights = weights or [self.weigh(neighbours) for neighbours in self.neighbours(prompts)]
+        weights = weights or [found for _, found in self.look_up(prompts)]
         requests = [
             ScoreRequest(prompt, tuple(choices), self.composition(row, method))
             for prompt, choices, row in zip(prompts, options, weights, strict=True)

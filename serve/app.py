@@ -60,14 +60,16 @@ def assemble(settings: Settings) -> Application:
     serving, weighing = settings.serving, settings.weighing
     engine = settings.generation.rows + settings.generation.waiting
     engines = engine * max(serving.generator.min_replicas, serving.generator.max_replicas)
-    retriever = Retriever.options(**_options(serving.retriever, serving), user_config={"neighbours": weighing.neighbours})
+    retriever = Retriever.options(
+        **_options(serving.retriever, serving), user_config=weighing.model_dump(include={"neighbours", "weigher"})
+    ).bind(settings)
     weigher = Weigher.options(**_options(serving.weigher, serving), user_config=weighing.model_dump())
     generator = Generator.options(
         **_options(wide_enough(serving.generator, engine), serving), user_config=settings.composing.model_dump()
     )
     pool = Pool.options(logging_config=logging_config(settings.logging, access=False)).bind(settings)
     application: Application = Gateway.options(**_options(wide_enough(serving.gateway, engines), serving)).bind(
-        settings, retriever.bind(settings), weigher.bind(settings, pool), generator.bind(settings, pool), pool
+        settings, retriever, weigher.bind(settings, retriever, pool), generator.bind(settings, pool), pool
     )
     return application
 

@@ -12,6 +12,8 @@ from serve.protocol import CompositionRequest, Retrieval
 
 AUTO = "auto"
 BASE = "base"
+SETTINGS = ("p", "k", "temperature", "penalty")
+"""What a request may set of its weigher."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def wish_of(request: Retrieval, weighing: Weighing, prefix: str = "") -> Wish:
     """
     weigher = request.weigher or weighing.weigher
     own = settings_of(weigher)
-    given = {name: value for name in ("p", "k", "temperature") if (value := getattr(request, name)) is not None}
+    given = {name: value for name in SETTINGS if (value := getattr(request, name)) is not None}
     for name in given:
         if name not in own:
             having = " or ".join(other for other in WEIGHERS if name in settings_of(other))

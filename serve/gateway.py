@@ -177,7 +177,7 @@ class Gateway:
         """Neighbours, task weights and nucleus of a text; nothing is generated."""
         start, deadline = time.perf_counter(), self._deadline(x_request_timeout)
         wish = wish_of(request, self._settings.weighing)
-        finding = self._retriever.find.remote(request.input, wish.top_k, request.neighbours is not False)
+        finding = self._retriever.find.remote(request.input, wish.top_k, request.neighbours is not False, wish.weigher)
         weighing = self._weigher.weigh.remote(finding, wish)
         found: Found
         weighed: Weighed
@@ -288,7 +288,8 @@ class Gateway:
             return None
         text = query if isinstance(query, str) else query()
         wish = choice.wish
-        return self._weigher.weigh.remote(self._retriever.find.remote(text, wish.top_k, wish.neighbours), wish)
+        found = self._retriever.find.remote(text, wish.top_k, wish.neighbours, wish.weigher)
+        return self._weigher.weigh.remote(found, wish)
 
     async def _answers(self, responses: Sequence[DeploymentResponse], deadline: Deadline) -> list[Any]:
         """All answers; with the first that fails, or is late, the others are called off."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from lorafleet.composition import Composition
 from lorafleet.engine import FinishReason
+from lorafleet.retrieval import Vectors
 from serve.choosing import Choice
 
 
@@ -23,10 +24,17 @@ class NearRow:
 
 @dataclass(frozen=True)
 class Found:
-    """The neighbours of a query, nearest first, and how long the search took with its wait for a batch."""
+    """The neighbours of a query, nearest first, and how long the search took with its wait for a batch.
+
+    Attributes:
+        embedding: where the query lies, float32 [dimensions]; None where its weigher does not ask for it.
+        places: which places of the tasks the retriever has beside it (`Places.index`).
+    """
 
     neighbours: tuple[NearRow, ...]
     milliseconds: float
+    embedding: Vectors | None = None
+    places: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictInt, Tag, field_validator, model_validator
 
-from lorafleet.config import MethodName
+from lorafleet.config import MethodName, WeigherName
 from lorafleet.engine.requests import MOST_LIKELIEST
 from lorafleet.errors import closest
 from serve.errors import ApiError
@@ -51,15 +51,17 @@ Share = Annotated[float, Field(gt=0, le=1)]
 class Retrieval(BaseModel):
     """How weights are found: `top_k` neighbours and a weigher, each with settings of its own.
 
-    `nucleus` has `p`, `top_k` and `uniform` have `k` (how many adapters they keep), `softmax` has `temperature` and `k`.
+    `nucleus` has `p`; all others have `k` (how many adapters they keep), `softmax` and `prototypes` also `temperature`,
+    `sparse_projection` also `penalty`.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    weigher: Literal["nucleus", "top_k", "softmax", "uniform"] | None = None
+    weigher: WeigherName | None = None
     p: Share | None = None
     k: Annotated[int, Field(ge=1, le=1000)] | None = None
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     top_k: Annotated[int, Field(ge=1, le=1000)] | None = None
     neighbours: bool | None = None
 
@@ -84,7 +86,8 @@ class CompositionRequest(Retrieval):
     @property
     def by_retrieval(self) -> tuple[str, ...]:
         """The fields in it that only retrieval reads."""
-        return tuple(name for name in Retrieval.model_fields if getattr(self, name) not in (None, False))
+        # By identity: a penalty of 0 equals False, and is a wish all the same.
+        return tuple(name for name in Retrieval.model_fields if all(getattr(self, name) is not no for no in (None, False)))
 
     @model_validator(mode="after")
     def _one_way(self) -> "CompositionRequest":

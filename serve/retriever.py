@@ -10,9 +10,12 @@ from ray import serve
 
 from lorafleet.config import Settings
 from lorafleet.errors import IndexUnavailable
-from lorafleet.retrieval import CorpusIndex, Encoder, open_index, server
+from lorafleet.placing import places_of
+from lorafleet.retrieval import CorpusIndex, Encoder, Vectors, open_index, server
 from lorafleet.tasks import prompt_version
+from lorafleet.weighing import BY_PLACE, Places
 from serve.messages import Found, NearRow
+from serve.placing import Placing
 
 # What comes while a batch is computed makes the next one; to wait for more would only delay it.
 BATCH_WAIT_SECONDS = 0.0
@@ -27,6 +30,14 @@ class Query:
     texts: bool
 
 
+@dataclass(frozen=True)
+class Answer:
+    """The rows near a query, and the query itself, float32 [dimensions]."""
+
+    rows: tuple[NearRow, ...]
+    embedding: Vectors
+
+
 @serve.deployment(name="Retriever")
 class Retriever:
     """Finds the rows of the corpora that are nearest to a query. Starts without an index, and finds it when it comes."""
@@ -39,28 +50,42 @@ class Retriever:
         """
         self._settings = settings
         self._encoder = Encoder(settings.models)
-        self._neighbours = settings.weighing.neighbours
+        self._neighbours, self._weigher = settings.weighing.neighbours, settings.weighing.weigher
         self._index: CorpusIndex | None = None
         self._opening = asyncio.Lock()
+        self._placing = Placing(self._learn)
         self._search.set_max_batch_size(settings.index.encode_batch)
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
-        """Change settings without a restart: `neighbours`, how many a query gets that does not say."""
+        """Change settings without a restart: `neighbours` and `weigher` of a query that does not say."""
         self._neighbours = int(user_config["neighbours"])
+        self._weigher = str(user_config.get("weigher", self._weigher))
 
-    async def find(self, text: str, neighbours: int | None = None, texts: bool = True) -> Found:
-        """The neighbours of a text.
+    async def find(self, text: str, neighbours: int | None = None, texts: bool = True, weigher: str | None = None) -> Found:
+        """The neighbours of a text, and where it lies itself if its weigher asks for that.
 
         Args:
             neighbours: how many; as the settings say where absent.
             texts: whether theirs are wanted.
+            weigher: by name; that of the settings where absent.
 
         Raises:
             IndexUnavailable, IndexMismatch: the index cannot be read, or another encoder made it.
         """
         start = time.perf_counter()
-        rows = await self._search(Query(text, neighbours or self._neighbours, texts))
-        return Found(rows, 1000 * (time.perf_counter() - start))
+        answer = await self._search(Query(text, neighbours or self._neighbours, texts))
+        if (weigher or self._weigher) not in BY_PLACE:
+            return Found(answer.rows, 1000 * (time.perf_counter() - start))
+        places = await self._placing.places()
+        return Found(answer.rows, 1000 * (time.perf_counter() - start), answer.embedding, places.index)
+
+    async def places(self) -> Places:
+        """Where the tasks of the index lie.
+
+        Raises:
+            IndexUnavailable, IndexMismatch: as `find`.
+        """
+        return await self._placing.places()
 
     async def check_ready(self) -> None:
         """Refuse while there is nothing to search.
@@ -72,20 +97,27 @@ class Retriever:
         if not await asyncio.to_thread(server.answers, self._settings.index):
             raise self._away()
         await asyncio.to_thread(index.check_filled)
+        if self._weigher in BY_PLACE:
+            await self._placing.places()
 
     @serve.batch(batch_wait_timeout_s=BATCH_WAIT_SECONDS)
-    async def _search(self, queries: list[Query]) -> list[tuple[NearRow, ...]]:
+    async def _search(self, queries: list[Query]) -> list[Answer]:
         index = await self._opened()
         return await asyncio.to_thread(self._query, index, queries)
 
-    def _query(self, index: CorpusIndex, queries: list[Query]) -> list[tuple[NearRow, ...]]:
+    def _query(self, index: CorpusIndex, queries: list[Query]) -> list[Answer]:
         embeddings = self._encoder.encode([query.text for query in queries], self._settings.index.encode_batch)
         most, texts = max(query.neighbours for query in queries), any(query.texts for query in queries)
         found = index.query(embeddings, most, texts=texts)
-        return [
-            tuple(NearRow(row.task, row.text if query.texts else "", row.similarity) for row in rows[: query.neighbours])
-            for rows, query in zip(found, queries, strict=True)
-        ]
+        answers: list[Answer] = []
+        for rows, embedding, query in zip(found, embeddings, queries, strict=True):
+            near = (NearRow(row.task, row.text if query.texts else "", row.similarity) for row in rows[: query.neighbours])
+            answers.append(Answer(tuple(near), embedding))
+        return answers
+
+    async def _learn(self, last: Places | None) -> Places:
+        index = await self._opened()
+        return await asyncio.to_thread(places_of, index, self._settings.state, last)
 
     async def _opened(self) -> CorpusIndex:
         async with self._opening:

@@ -73,8 +73,7 @@ def _case_study(settings: Settings) -> dict[str, Any]:
     from lorafleet.fleet import Fleet
 
     fleet = Fleet(settings)
-    neighbours = fleet.neighbours([QUERY])[0]
-    weights = fleet.weigh(neighbours)
+    ((neighbours, weights),) = fleet.look_up([QUERY])
     typer.echo(f"\nQuery: {QUERY}\n\nNearest rows of the corpora:")
     for row in neighbours[:3]:
         typer.echo(f"  {row.similarity:.3f}  {row.task:<16}  {' '.join(row.text.split())[:90]}")

@@ -22,8 +22,9 @@ from lorafleet.progress import progress
 
 if TYPE_CHECKING:
     from lorafleet.config import Settings
-    from lorafleet.evaluation import Outcome
+    from lorafleet.evaluation import Outcome, Plan
     from lorafleet.evaluation.plan import Asked
+    from lorafleet.tasks import Split
 
 SHOWN_FAILURES = 5
 
@@ -34,7 +35,13 @@ MethodsOption = Annotated[
 SettingOption = Annotated[
     str, typer.Option(help="iid (own adapter in the pool), ood (own adapter masked), held_out (tasks without), or all.")
 ]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="At most so many evaluation rows a task.")]
+SplitOption = Annotated[
+    str,
+    typer.Option(
+        help="evaluation, or, to compare settings by, validation (kept from training) or train, scoring_rows of each."
+    ),
+]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="At most so many rows a task.")]
 ReportOption = Annotated[bool, typer.Option("--report", help="Write report.html and report.md beside the predictions.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Compute everything anew, what is kept too.")]
 ScoringOption = Annotated[
@@ -46,6 +53,7 @@ def evaluate(
     methods: MethodsOption = None,
     names: TasksOption = None,
     setting: SettingOption = "iid",
+    split: SplitOption = "evaluation",
     limit: LimitOption = None,
     report: ReportOption = False,
     kept: Annotated[
@@ -64,7 +72,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """The table of the paper on this fleet: every method on the same evaluation rows. What is computed is kept."""
-    asked = check_setting(setting)
+    asked, rows = check_setting(setting), check_split(split)
     settings = settings_from(config, overrides, state, hub_root, source, names)
     if kept is not None:
         present(settings, kept, split_names(methods), split_names(names), asked, report, as_json)
@@ -72,6 +80,7 @@ def evaluate(
     from lorafleet.evaluation import Bench, choose_scorings, plan, run, variants
     from lorafleet.evaluation.harness import preparations, prepare, scoring_plan
     from lorafleet.evaluation.plan import ASKED
+    from lorafleet.evaluation.records import split_folder
 
     mine = None if share is None else _share(share)
     if mine is not None:
@@ -83,22 +92,22 @@ def evaluate(
         work = scoring_plan(bench)
         with progress("choosing the scoring", work.rows(bench)) as bar:
             choose_scorings(bench, bar.advance)
-    work = plan(bench, chosen, ASKED[asked], force=force)
-    if not work.parts:
-        raise SettingsError("no task has what these methods need", "Train adapters (lorafleet train), or ask for others")
-    with progress("looking for neighbours", preparations(bench, chosen)) as bar:
-        prepare(bench, chosen, bar.advance)
+    work = plan(bench, chosen, ASKED[asked], rows, force)
+    check_parts(work, rows)
+    with progress("looking for neighbours", preparations(bench, chosen, rows)) as bar:
+        prepare(bench, chosen, bar.advance, rows)
     if mine is not None:
         work = work.share(*mine)
     with progress("evaluating", work.rows(bench)) as bar:
         outcome = run(bench, work, bar.advance)
     tell(outcome)
     if mine is None and outcome.done:
-        if report and any(one.method.retrieves for one in chosen):
+        if report and rows == "evaluation" and any(one.method.retrieves for one in chosen):
             from lorafleet.evaluation.case_study import keep_case_study
 
             keep_case_study(bench)
-        present(settings, bench.folder, [one.name for one in chosen], list(bench.tasks), asked, report, as_json)
+        folder = split_folder(bench.folder, rows)
+        present(settings, folder, [one.name for one in chosen], list(bench.tasks), asked, report, as_json)
     bench.close()
     refuse_failures(outcome)
 
@@ -115,6 +124,32 @@ def check_setting(setting: str) -> "Asked":
         if setting == known:
             return known
     raise SettingsError(f"--setting is {setting!r}", f"Allowed: {', '.join(allowed)}")
+
+
+def check_split(split: str) -> "Split":
+    """The split that a command line asks for.
+
+    Raises:
+        SettingsError: there is no such split.
+    """
+    # As in lorafleet.tasks.
+    allowed: tuple[Split, ...] = ("evaluation", "validation", "train")
+    for known in allowed:
+        if split == known:
+            return known
+    raise SettingsError(f"--split is {split!r}", f"Allowed: {', '.join(allowed)}")
+
+
+def check_parts(work: "Plan", split: "Split") -> None:
+    """Refuse a plan in which there is nothing to measure.
+
+    Raises:
+        SettingsError: it is so.
+    """
+    if not work.parts and split == "validation":
+        raise SettingsError("no task has validation rows", "Set tasks.validation_share, and train and embed with it")
+    if not work.parts:
+        raise SettingsError("no task has what these methods need", "Train adapters (lorafleet train), or ask for others")
 
 
 def tell(outcome: "Outcome") -> None:

@@ -22,8 +22,7 @@ def route(
     from lorafleet.fleet import Fleet
 
     fleet = Fleet(settings_from(config, overrides, state))
-    neighbours = fleet.neighbours([text])[0]
-    weights = fleet.weigh(neighbours)
+    ((neighbours, weights),) = fleet.look_up([text])
     if as_json:
         rows = [{"task": row.task, "text": row.text, "similarity": row.similarity} for row in neighbours]
         shares = dict(weights.shares)

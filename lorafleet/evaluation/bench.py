@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,12 +18,17 @@ from lorafleet.evaluation.queries import QueryForm, query_text
 from lorafleet.fleet import load_engine, make_composition
 from lorafleet.models import pick_device
 from lorafleet.retrieval import Encoder, ExactIndex, Neighbour, Vectors, open_index
-from lorafleet.tasks import Catalogue, Corpus, Example, Task, load_catalogue, load_corpus, prompt_version
+from lorafleet.tasks import Catalogue, Corpus, Example, Task, load_catalogue, load_corpus, prompt_version, texts_in_forms
 from lorafleet.tasks.task import Split
 from lorafleet.weighing import Evidence, Prototypes, Router, train_router
 
+if TYPE_CHECKING:
+    from lorafleet.evaluation.arrow import ArrowModel
+
 GPU_ROWS = 128
 GPU_PASS_TOKENS = 8192
+REMEMBERED_ROWS = 4096
+"""Rows, and options, whose tokens are kept: every method asks the same rows of a task, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Bench:
     """A fleet to be measured.
 
     Args:
-        limit: at most so many evaluation rows a task.
+        limit: at most so many rows a task that are measured.
     """
 
     def __init__(self, settings: Settings, limit: int | None = None) -> None:
@@ -98,7 +104,20 @@ class Bench:
         }
         settings = self.settings.model_copy(update={"generation": generation.model_copy(update=bounds)})
         # Several workers, or processes that share the work, may have one GPU together.
-        return load_engine(settings, self.roster, gpu_share=min(1.0, chosen.gpus_per_worker or 1.0))
+        share = min(1.0, chosen.gpus_per_worker or 1.0)
+        return load_engine(settings, self.roster, gpu_share=share, remembered=REMEMBERED_ROWS)
+
+    @cached_property
+    def arrow(self) -> "ArrowModel":
+        """The base model once more, with all adapters and a router in every layer.
+
+        Raises:
+            AdapterError: the adapters are not alike.
+        """
+        # It brings PEFT along, which takes seconds.
+        from lorafleet.evaluation.arrow import ArrowModel
+
+        return ArrowModel(self.settings, [self.roster.adapters[task] for task in self.pool()])
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -126,13 +145,14 @@ class Bench:
         return self._corpora[task, split]
 
     def rows(self, task: str, split: Split = "evaluation", masked: bool = False) -> Rows:
-        """The rows of a task that are measured: all of the evaluation split, of the training split a bounded number.
+        """The rows of a task that are measured: all of the evaluation split, of the others a bounded number.
 
         Args:
             masked: whether the task's own adapter and training rows are out of reach.
         """
         corpus = self.corpus(task, split)
-        bound = self.settings.evaluation.scoring_rows if split == "train" else None
+        most = self.settings.evaluation.scoring_rows
+        bound = None if split == "evaluation" else min(most, self.limit or most)
         return Rows(corpus.task, split, corpus.examples[:bound], task if masked else None)
 
     @cached_property
@@ -141,13 +161,16 @@ class Bench:
         return [task.name for task in self.everything.trained if task.name in self.roster.adapters]
 
     def keys(self, task: str) -> Vectors:
-        """The embedded keys of a task's training rows, float32 [rows, dimensions]; kept on disk."""
+        """A task's training rows as `index.forms` embeds them, float32 [rows, dimensions]; kept on disk."""
         corpus = self.corpus(task, "train")
-        path = self.folder.parent / "evaluation-keys" / f"{task}-{corpus.fingerprint}-{self.encoder.fingerprint[:16]}.npy"
+        forms = self.settings.index.forms
+        name = "-".join((task, corpus.fingerprint, self.encoder.fingerprint[:16], *forms))
+        path = self.folder.parent / "evaluation-keys" / f"{name}.npy"
         if path.is_file():
             kept: Vectors = np.load(path)
             return kept
-        vectors = self.embed([example.key for example in corpus.examples])
+        texts = [texts_in_forms(corpus.task, example, forms) for example in corpus.examples]
+        vectors = self.encoder.encode_rows(texts, self.settings.index.encode_batch)
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         with beside.open("wb") as file:

@@ -9,7 +9,7 @@ from lorafleet.evaluation.metrics import best_option
 from lorafleet.evaluation.plan import retrieval_mark
 from lorafleet.evaluation.records import digest
 from lorafleet.storage import read_json, write_json
-from lorafleet.weighing import make_weigher
+from lorafleet.weighing import Nucleus
 
 QUERY = "Where can I buy a tennis ball?"
 OPTIONS = {
@@ -36,7 +36,7 @@ def keep_case_study(bench: Bench) -> dict[str, Any]:
         return kept
     weighing = settings.weighing
     (neighbours,) = bench.nearest(bench.embed([QUERY]), weighing.neighbours)
-    weights = make_weigher("nucleus", weighing.model_dump()).weigh(neighbours, among=bench.pool())
+    weights = Nucleus(weighing.p).weigh(neighbours, among=bench.pool())
     compositions: dict[str, Composition] = {"base": BASE}
     compositions |= {method: bench.composition(weights, settings, method) for method in METHODS}
     asked = [

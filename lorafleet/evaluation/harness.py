@@ -16,6 +16,7 @@ from lorafleet.evaluation.records import (
     digest,
     is_current,
     row_ids,
+    split_folder,
     write_predictions,
     write_retrieval,
     write_rows,
@@ -23,7 +24,8 @@ from lorafleet.evaluation.records import (
 from lorafleet.evaluation.scoring import Choice, choose_from_files, write_choices
 from lorafleet.evaluation.under_test import Variant, variant
 from lorafleet.models import pick_device
-from lorafleet.weighing import task_shares
+from lorafleet.tasks import Split
+from lorafleet.weighing import sharpened, task_shares
 
 Note = Callable[[int, str], None]
 
@@ -87,41 +89,44 @@ def compute(bench: Bench, part: Part, fingerprint: str) -> int:
     ranked: Sequence[Sequence[str]] = [()] * len(rows.examples)
     if one.method.retrieves:
         found = bench.neighbours(rows, settings.weighing.neighbours, settings.evaluation.query)
-        ranked = [list(task_shares(near)) for near in found]
+        ranked = [list(task_shares(sharpened(near, settings.weighing.sharpness))) for near in found]
     about = {**_about(bench, fingerprint), "part": vars(part), "seconds": round(time.monotonic() - began, 3)}
     write_predictions(part.path(bench.folder), part, rows.examples, answers, ranked, about)
     return len(answers)
 
 
-def preparations(bench: Bench, methods: Sequence[Variant]) -> int:
-    """How many steps `prepare` takes: embedded training rows by task, and queries by task and form."""
+def preparations(bench: Bench, methods: Sequence[Variant], split: Split = "evaluation") -> int:
+    """How many steps `prepare` takes: embedded training rows by task, and evaluation rows as queries by task and form."""
     if not any(one.method.retrieves for one in methods):
         return 0
-    return len(bench.indexed) + len(FORMS) * len(bench.tasks)
+    return len(bench.indexed) + (len(FORMS) * len(bench.tasks) if split == "evaluation" else 0)
 
 
-def prepare(bench: Bench, methods: Sequence[Variant], note: Note | None = None) -> None:
-    """Keep what the tables need beside the predictions: the rows, and what retrieval finds for them.
+def prepare(bench: Bench, methods: Sequence[Variant], note: Note | None = None, split: Split = "evaluation") -> None:
+    """Keep what the tables need beside the predictions: the rows, and what retrieval finds for evaluation rows.
 
     Args:
         note: is called with each step done, and what it was.
     """
-    keep_rows(bench, bench.tasks)
-    if preparations(bench, methods) and bench.indexed:
+    keep_rows(bench, bench.tasks, split)
+    if preparations(bench, methods, split) and bench.indexed:
         for name in bench.indexed:
             if bench.settings.evaluation.search == "exact":
                 bench.keys(name)
             if note is not None:
                 note(1, f"{name}, training rows")
-        keep_retrieval(bench, list(bench.tasks), note)
+        if split == "evaluation":
+            keep_retrieval(bench, list(bench.tasks), note)
 
 
-def keep_rows(bench: Bench, tasks: Iterable[str]) -> None:
-    """Keep the evaluation rows of tasks beside the predictions, where they are not kept yet."""
+def keep_rows(bench: Bench, tasks: Iterable[str], split: Split = "evaluation") -> None:
+    """Keep the measured rows of tasks beside the predictions, where they are not kept yet."""
     for name in tasks:
-        rows = bench.rows(name)
-        path = bench.folder / "rows" / f"{name}.parquet"
-        mark = digest(bench.corpus(name, "evaluation").fingerprint, len(rows.examples))
+        if split != "evaluation" and not bench.tasks[name].trained:
+            continue
+        rows = bench.rows(name, split)
+        path = split_folder(bench.folder, split) / "rows" / f"{name}.parquet"
+        mark = digest(bench.corpus(name, split).fingerprint, len(rows.examples))
         if not is_current(path, mark):
             texts = [row_text(rows.task, example) for example in rows.examples]
             described = {"fingerprint": mark, "task": name, "family": rows.task.family, "scoring": rows.task.scoring}
@@ -133,7 +138,13 @@ def keep_retrieval(bench: Bench, tasks: Sequence[str], note: Note | None = None)
     count = bench.settings.weighing.neighbours
     for name in tasks:
         for form in FORMS:
-            mark = digest(form, count, bench.corpus(name, "evaluation").fingerprint, retrieval_mark(bench))
+            mark = digest(
+                form,
+                count,
+                bench.settings.weighing.sharpness,
+                bench.corpus(name, "evaluation").fingerprint,
+                retrieval_mark(bench),
+            )
             path = bench.folder / "retrieval" / form / f"{name}.parquet"
             if not is_current(path, mark):
                 families = {task.name: task.family for task in bench.everything.values()}
@@ -148,7 +159,7 @@ def _ranked(bench: Bench, task: str, form: QueryForm, count: int) -> list[dict[s
     rows = bench.rows(task)
     found = []
     for name, near in zip(row_ids(rows.examples), bench.neighbours(rows, count, form), strict=True):
-        shares = task_shares(near)
+        shares = task_shares(sharpened(near, bench.settings.weighing.sharpness))
         found.append({"id": name, "task": task, "ranked": list(shares), "shares": list(shares.values())})
     return found
 

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ from lorafleet.adapters import StoredAdapter
 from lorafleet.composition.files import CONFIG_FILE, WEIGHTS_FILE
 from lorafleet.errors import SettingsError
 from lorafleet.evaluation.bench import Bench
+from lorafleet.evaluation.lorahub import SEARCH_PACKAGE
 from lorafleet.evaluation.records import Part, digest, is_current
 from lorafleet.evaluation.under_test import UNDER_TEST, Setting, Variant, variant
 from lorafleet.models import fingerprint
@@ -50,7 +52,7 @@ class Plan:
 
 
 def variants(names: Sequence[str] | None, settings: Sequence[Setting], multitask: bool = False) -> list[Variant]:
-    """The methods of these names; all that have a meaning in one of the settings where none is named.
+    """The methods of these names; all that can be had and have a meaning in one of the settings where none is named.
 
     Args:
         multitask: whether there is an adapter that was trained on everything.
@@ -59,7 +61,8 @@ def variants(names: Sequence[str] | None, settings: Sequence[Setting], multitask
         SettingsError: a name is unknown, or a method has no meaning in any of the settings.
     """
     if names is None:
-        names = [name for name in UNDER_TEST if name != "multitask_lora" or multitask]
+        missing = {"multitask_lora": not multitask, "lorahub": find_spec(SEARCH_PACKAGE) is None}
+        names = [name for name in UNDER_TEST if not missing.get(name, False)]
         return [one for one in map(variant, names) if set(one.method.settings) & set(settings)]
     found = [variant(name) for name in dict.fromkeys(names)]
     for one in found:
@@ -87,14 +90,14 @@ def plan(
     """
     parts: dict[Part, str] = {}
     for task in bench.tasks.values():
-        if split == "train" and not task.trained:
+        if split != "evaluation" and not (task.trained and bench.rows(task.name, split).examples):
             continue
         own = task.name in bench.roster.adapters
         for setting in settings:
             if own == (setting == "held_out"):
                 continue
             for one in methods:
-                if setting in one.method.settings:
+                if setting in one.method.settings and (task.trained or one.method.own_rows != "needed"):
                     part = Part(task.name, setting, one.name, split)
                     parts[part] = _fingerprint(bench, part, one)
     missing = [part for part, mark in parts.items() if force or not is_current(part.path(bench.folder), mark)]
@@ -112,12 +115,14 @@ def retrieval_mark(bench: Bench) -> list[object]:
     """What decides over which rows are found."""
     models, rows = bench.settings.models, bench.settings.evaluation.search
     corpora = [(task, bench.corpus(task, "train").fingerprint) for task in bench.indexed]
-    return [rows, fingerprint(models.encoder, models.encoder_revision), corpora]
+    forms = bench.settings.index.forms
+    return [rows, fingerprint(models.encoder, models.encoder_revision), forms, corpora]
 
 
 def _fingerprint(bench: Bench, part: Part, one: Variant) -> str:
     """Everything that the part's answers depend on."""
     settings, models, method = one.apply(bench.settings), bench.settings.models, one.method
+    task = bench.everything[part.task]
     taken: list[str] = []
     if method.adapters == "own":
         taken = [part.task]
@@ -126,6 +131,8 @@ def _fingerprint(bench: Bench, part: Part, one: Variant) -> str:
     retrieval = (
         [settings.weighing.model_dump(), settings.evaluation.query, retrieval_mark(bench)] if method.retrieves else []
     )
+    uses_own = method.own_rows != "unused" and task.trained
+    shown = [bench.corpus(part.task, "train").fingerprint, settings.evaluation.seed] if uses_own else []
     return digest(
         part.setting,
         part.method,
@@ -138,6 +145,7 @@ def _fingerprint(bench: Bench, part: Part, one: Variant) -> str:
         settings.composing.model_dump() if taken else {},
         [(task, _weights_digest(bench.roster.adapters[task])) for task in taken],
         retrieval,
+        *shown,
     )
 
 

@@ -57,7 +57,7 @@ class Part:
     """What is measured and kept in one piece: a method on the rows of a task, in a setting.
 
     Attributes:
-        split: "train" where it is to choose how options are compared.
+        split: which rows; "train" also where it is to choose how options are compared.
     """
 
     task: str
@@ -67,11 +67,16 @@ class Part:
 
     def path(self, folder: Path) -> Path:
         """Its file below the folder of the results."""
-        kind = "predictions" if self.split == "evaluation" else "training-rows"
-        return folder / kind / self.setting / self.method / f"{self.task}.parquet"
+        return split_folder(folder, self.split) / "predictions" / self.setting / self.method / f"{self.task}.parquet"
 
     def __str__(self) -> str:
-        return f"{self.task}, {self.method}, {self.setting}" + (", training rows" if self.split == "train" else "")
+        which = "" if self.split == "evaluation" else f", {self.split} rows"
+        return f"{self.task}, {self.method}, {self.setting}{which}"
+
+
+def split_folder(folder: Path, split: Split) -> Path:
+    """Where predictions for a split and its rows are kept: those of evaluation rows in the folder of the results itself."""
+    return folder if split == "evaluation" else folder / split
 
 
 def row_ids(examples: Sequence[Example]) -> list[str]:

@@ -55,8 +55,9 @@ def write_choices(folder: Path, choices: Mapping[str, Choice]) -> None:
 
 
 def read_choices(folder: Path) -> dict[str, Choice]:
-    """The kept choices by task; none where none were made."""
-    return {task: Choice(**choice) for task, choice in (read_json(folder / FILE) or {}).items()}
+    """The kept choices by task; a split's folder has those of the folder that it lies in. None where none were made."""
+    kept = read_json(folder / FILE) or read_json(folder.parent / FILE) or {}
+    return {task: Choice(**choice) for task, choice in kept.items()}
 
 
 def option_scores(options: Sequence[str], kept: Sequence[Mapping[str, float]]) -> list[OptionScore]:

@@ -19,7 +19,7 @@ METHODS_AT_ONCE = 5
 def printed_tables(results: Results) -> list[tuple[str, list[str], list[Cells]]]:
     """For each setting a title, headings and rows: the score of every method on every task, and the mean over the tasks.
 
-    Many methods make several tables, so that a terminal has room for each.
+    Many methods make several tables, so that a terminal has room for each. The last one compares all methods.
     """
     found = []
     for setting in results.settings:
@@ -27,7 +27,21 @@ def printed_tables(results: Results) -> list[tuple[str, list[str], list[Cells]]]
         for first in range(0, len(methods), METHODS_AT_ONCE):
             shown = methods[first : first + METHODS_AT_ONCE]
             found.append((TITLES[setting], ["task", "rows", *shown], _rows(results, setting, shown)))
-    return found
+    return [*found, _compared(results)]
+
+
+def _compared(results: Results) -> tuple[str, list[str], list[Cells]]:
+    """Of every method the mean in each setting, and the share of perfect selection over the rows that both answered."""
+    headings = [heading for setting in results.settings for heading in (setting, "95 %", "of perfect")]
+    rows: list[Cells] = []
+    for method in dict.fromkeys(method for setting in results.settings for method in results.methods(setting)):
+        cells: Cells = [method]
+        for setting in results.settings:
+            mean, against = results.mean(setting, method), results.against(setting, method)
+            cells += [f"{mean.value:.1f}", f"{mean.low:.0f}-{mean.high:.0f}"] if mean else ["-", "-"]
+            cells.append(f"{against[1].value:.1f} %" if against and against[1] else "-")
+        rows.append(cells)
+    return "All methods, mean over tasks", ["method", *headings], rows
 
 
 def _rows(results: Results, setting: Setting, methods: Sequence[str]) -> list[Cells]:

@@ -15,8 +15,11 @@ from lorafleet.composition import BASE, Composition
 from lorafleet.config import Composing, Evaluation, Section, Settings, Weighing
 from lorafleet.errors import SettingsError, closest
 from lorafleet.evaluation.answering import Answer, by_engine
+from lorafleet.evaluation.averaging import averaged
 from lorafleet.evaluation.bench import Bench, Rows
-from lorafleet.weighing import NearestPrototypes, Routed, SparseProjection, TaskWeights, make_weigher
+from lorafleet.evaluation.lorahub import lorahub
+from lorafleet.evaluation.soup import soup
+from lorafleet.weighing import BY_PLACE, TaskWeights, make_weigher
 
 Setting = Literal["iid", "ood", "held_out"]
 SETTINGS: tuple[Setting, ...] = ("iid", "ood", "held_out")
@@ -28,8 +31,12 @@ KNOBS: Mapping[str, str] = {
 }
 """What a variant may change, and the section of the settings that it stands in."""
 
+ALL = 10**6
+"""More adapters than any pool has."""
+
 Compose = Callable[[Bench, Rows, Settings], Sequence[Composition]]
 AnswerRows = Callable[[Bench, Rows, Sequence[Composition]], list[Answer]]
+Combine = Callable[[Bench, TaskWeights, Settings], Composition]
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,8 @@ class MethodUnderTest:
         compose: gives every row its composition, under a variant's settings.
         retrieves: whether it needs the rows' neighbours.
         adapters: which it may use: none, the row's own, or any of the pool.
+        own_rows: what training rows of the row's own task are to it, with the own adapter masked too; where they are
+            "needed", tasks without them are left out.
         settings: where it has a meaning: with the own adapter in the pool ("iid"), with it masked ("ood"), on tasks without
             an adapter ("held_out").
         fixed: its own values of what a variant may change.
@@ -49,6 +58,7 @@ class MethodUnderTest:
     compose: Compose
     retrieves: bool = True
     adapters: Literal["none", "own", "pool"] = "pool"
+    own_rows: Literal["unused", "used", "needed"] = "unused"
     settings: tuple[Setting, ...] = SETTINGS
     fixed: Mapping[str, Any] = field(default_factory=dict)
     answer: AnswerRows = by_engine
@@ -112,12 +122,14 @@ def by_retrieval(bench: Bench, rows: Rows, settings: Settings) -> list[Compositi
 
 
 def retrieved_weights(bench: Bench, rows: Rows, settings: Settings) -> list[TaskWeights]:
-    """Task weights of every row's neighbours, over the adapters within reach."""
-    weighing = settings.weighing
+    """Every row's task weights by the settings' weigher, over the adapters within reach."""
+    weighing, form = settings.weighing, settings.evaluation.query
     weigher = make_weigher(weighing.weigher, weighing.model_dump())
     pool = bench.pool(rows.masked)
-    found = bench.neighbours(rows, weighing.neighbours, settings.evaluation.query)
-    return [weigher.weigh(neighbours, among=pool) for neighbours in found]
+    if weighing.weigher in BY_PLACE:
+        known = bench.evidence(rows, weighing.neighbours, form, learned=weighing.weigher == "routed")
+        return [weigher.weigh(evidence, among=pool) for evidence in known]
+    return [weigher.weigh(neighbours, among=pool) for neighbours in bench.neighbours(rows, weighing.neighbours, form)]
 
 
 def weighed(method: str, weigher: str = "nucleus") -> MethodUnderTest:
@@ -129,23 +141,25 @@ def weighed(method: str, weigher: str = "nucleus") -> MethodUnderTest:
     return MethodUnderTest(compose, fixed={"weigher": weigher})
 
 
-def by_place(
-    make: Callable[[Settings, int], NearestPrototypes | SparseProjection | Routed], learned: bool = False
-) -> MethodUnderTest:
-    """`cat` over the weights that follow from where a query lies among the tasks.
+def outputs_added(bench: Bench, weights: TaskWeights, settings: Settings) -> Composition:
+    """The adapters' outputs, added up by their weights."""
+    return bench.composition(weights, settings, "cat")
+
+
+def by_place(weigher: str, combine: Combine = outputs_added, **fixed: Any) -> MethodUnderTest:
+    """Compositions over the weights that follow from where a query lies among the tasks.
 
     Args:
-        make: the weigher, by the settings and how many adapters are within reach.
-        learned: whether it asks the router.
+        weigher: a name in `BY_PLACE`; `fixed` are settings of its own.
     """
 
     def compose(bench: Bench, rows: Rows, settings: Settings) -> list[Composition]:
-        pool = bench.pool(rows.masked)
-        weigher = make(settings, len(pool))
-        found = bench.evidence(rows, settings.weighing.neighbours, settings.evaluation.query, learned)
-        return [bench.composition(weigher.weigh(evidence, among=pool), settings, "cat") for evidence in found]
+        pool, weighing = bench.pool(rows.masked), settings.weighing
+        chosen = make_weigher(weigher, weighing.model_dump())
+        found = bench.evidence(rows, weighing.neighbours, settings.evaluation.query, learned=weigher == "routed")
+        return [combine(bench, chosen.weigh(evidence, among=pool), settings) for evidence in found]
 
-    return MethodUnderTest(compose)
+    return MethodUnderTest(compose, fixed=fixed)
 
 
 def _base(bench: Bench, rows: Rows, settings: Settings) -> list[Composition]:
@@ -169,6 +183,22 @@ def _multitask(bench: Bench, rows: Rows, settings: Settings) -> list[Composition
     return [bench.composition({bench.multitask: 1.0}, settings, "cat")] * len(rows.examples)
 
 
+def _token_by_token(bench: Bench, rows: Rows, settings: Settings) -> list[Composition]:
+    """What a router in every layer picks from; its weights are another for each token, these say which there are."""
+    pool = bench.pool(rows.masked)
+    return [Composition("arrow", dict.fromkeys(pool, 1 / len(pool)))] * len(rows.examples)
+
+
+def _by_arrow(bench: Bench, rows: Rows, compositions: Sequence[Composition]) -> list[Answer]:
+    prompts = [example.prompt for example in rows.examples]
+    bench.arrow.take(list(compositions[0].weights))
+    if rows.task.answers is None:
+        scored = bench.arrow.score(prompts, [example.options for example in rows.examples])
+        return [Answer(one, scores) for one, scores in zip(compositions, scored, strict=True)]
+    texts = bench.arrow.generate(prompts, bench.settings.evaluation.answer_tokens)
+    return [Answer(one, text=text) for one, text in zip(compositions, texts, strict=True)]
+
+
 UNDER_TEST: dict[str, MethodUnderTest] = {
     "base": MethodUnderTest(_base, retrieves=False, adapters="none"),
     "perfect": MethodUnderTest(_own, retrieves=False, adapters="own", settings=("iid",)),
@@ -185,11 +215,15 @@ UNDER_TEST: dict[str, MethodUnderTest] = {
     "svd": weighed("svd"),
     "top_k": weighed("cat", "top_k"),
     "softmax": weighed("cat", "softmax"),
-    "prototypes": by_place(lambda settings, _: NearestPrototypes(settings.weighing.temperature, settings.weighing.k)),
-    "sparse_projection": by_place(lambda settings, _: SparseProjection(k=settings.weighing.k)),
-    "moe_top1": by_place(lambda _, __: Routed(1), learned=True),
-    "moe_top3": by_place(lambda _, __: Routed(3), learned=True),
-    "moe_soft": by_place(lambda _, adapters: Routed(adapters), learned=True),
+    "prototypes": by_place("prototypes"),
+    "sparse_projection": by_place("sparse_projection"),
+    "moe_top1": by_place("routed", k=1),
+    "moe_top3": by_place("routed", k=3),
+    "moe_soft": by_place("routed", k=ALL),
+    "smear": by_place("routed", averaged, k=ALL),
+    "adapter_soup": MethodUnderTest(soup, own_rows="used"),
+    "lorahub": MethodUnderTest(lorahub, own_rows="needed"),
+    "arrow": MethodUnderTest(_token_by_token, retrieves=False, answer=_by_arrow),
     "uniform": MethodUnderTest(_everyone, retrieves=False),
     # Whoever was trained on everything has seen the masked task.
     "multitask_lora": MethodUnderTest(_multitask, retrieves=False, settings=("iid", "held_out")),

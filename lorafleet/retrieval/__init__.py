@@ -1,10 +1,10 @@
 """Which rows of the corpora are nearest to a query.
 
-Reads from top to bottom: `encoder` (texts to unit vectors), `neighbour` (what a search finds), `rows` (what is indexed, and
-what identifies it), `server` (the Chroma server of this machine), `connection` (the way to it), `version` (one collection of
-rows), `manifest` (what an index was made from), `lock` (one process at a time), `index` (the version that is searched),
-`building` (the next one), `exact` (the same search in memory, without Chroma). Only this room knows Chroma, and loads it
-when it is asked for.
+Reads from top to bottom: `encoder` (texts to unit vectors), `tuning` (one that tells tasks apart), `neighbour` (what a
+search finds), `rows` (what is indexed, and what identifies it), `server` (the Chroma server of this machine), `connection`
+(the way to it), `version` (one collection of rows), `manifest` (what an index was made from), `lock` (one process at a
+time), `index` (the version that is searched), `building` (the next one), `exact` (the same search in memory, without
+Chroma). Only this room knows Chroma, and loads it when it is asked for.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,6 +1,7 @@
 """Texts to unit vectors, by a sentence encoder."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -48,3 +49,19 @@ class Encoder:
         # Of float32, whatever the encoder computes in: lengths that are rounded would be part of every cosine.
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors
+
+    def encode_rows(self, rows: Sequence[Sequence[str]], batch: int) -> Vectors:
+        """Embed rows of which each has one text or several: a row's vector is the mean of its texts'.
+
+        Args:
+            rows: the texts of each row, as many of one as of another.
+
+        Returns:
+            float32 [rows, dimensions], every row of length 1.
+        """
+        vectors = self.encode(list(chain.from_iterable(rows)), batch)
+        if len(vectors) == len(rows):
+            return vectors
+        means: Vectors = vectors.reshape(len(rows), -1, self.dimensions).mean(axis=1)
+        means /= np.linalg.norm(means, axis=1, keepdims=True)
+        return means

@@ -23,6 +23,7 @@ from lorafleet.retrieval.rows import Entry, task_of
 from lorafleet.retrieval.version import Version
 
 SCHEMA = 2
+PLAIN_FORMS = ("instruction",)
 LOCK = ".index.lock"
 Answer = TypeVar("Answer")
 
@@ -35,7 +36,8 @@ class CorpusIndex:
     Attributes:
         place: the server or folder, for people.
         encoder: fingerprint of the encoder that embeds queries and rows.
-        prompts: the version of the prompts, as `lorafleet.tasks.prompt_version` gives it.
+        prompts: the version of the prompts, as `lorafleet.tasks.prompt_version` gives it, and the forms of a row's text that
+            are embedded, where those are not its key alone.
 
     Raises:
         IndexUnavailable: (every method) the server has not answered for so long.
@@ -45,7 +47,7 @@ class CorpusIndex:
     def __init__(self, connection: Connection, settings: Settings, prompts: str) -> None:
         self.place = connection.place
         self.encoder = fingerprint(settings.models.encoder, settings.models.encoder_revision)
-        self.prompts = prompts
+        self.prompts = "-".join((prompts, *forms)) if (forms := settings.index.forms) != PLAIN_FORMS else prompts
         self.connection = connection
         self._settings = settings
         self._name = settings.index.collection

@@ -2,15 +2,17 @@
 
 Reads from top to bottom: `task` (one task, and how a row is rendered), `catalogue` (all of them), `files` (rows of a CSV,
 JSONL or Parquet file with their line numbers), `corpus` (the rows of a split as examples, damaged rows counted),
-`prompts` (which way of rendering this is).
+`forms` (a row's text with and without what its task adds), `prompts` (which way of rendering this is).
 """
 
 from lorafleet.tasks.catalogue import Catalogue, load_catalogue
 from lorafleet.tasks.corpus import BadRow, Corpus, CorpusRows, load_corpus
+from lorafleet.tasks.forms import FORMS, texts_in_forms
 from lorafleet.tasks.prompts import prompt_version
 from lorafleet.tasks.task import Example, Split, Task
 
 __all__ = [
+    "FORMS",
     "BadRow",
     "Catalogue",
     "Corpus",
@@ -21,4 +23,5 @@ __all__ = [
     "load_catalogue",
     "load_corpus",
     "prompt_version",
+    "texts_in_forms",
 ]

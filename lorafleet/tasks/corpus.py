@@ -11,7 +11,7 @@ from pathlib import Path
 from lorafleet.config import Tasks
 from lorafleet.errors import TaskError, TooManyBadRows
 from lorafleet.tasks.files import NumberedRow, read_rows
-from lorafleet.tasks.task import BadRowError, Example, Split, Task
+from lorafleet.tasks.task import BadRowError, Declared, Example, Split, Task
 
 SAMPLES = Path(__file__).with_name("samples")
 
@@ -71,9 +71,10 @@ class CorpusRows:
         self.task, self.split = task, split
         self.bad_rows: list[BadRow] = []
         self._settings = settings
-        self._paths = _files(task, split, settings)
+        self._declared: Declared = "evaluation" if split == "evaluation" else "train"
+        self._paths = _files(task, self._declared, settings)
         if self._paths is None:
-            self.source = f"hub:{task.hub}/{task.config}/{task.splits[split]}"
+            self.source = f"hub:{task.hub}/{task.config}/{task.splits[self._declared]}"
         elif SAMPLES in self._paths[0].parents:
             self.source = "sample pack"
         else:
@@ -97,13 +98,17 @@ class CorpusRows:
         Args:
             count: how many usable rows there are.
         """
+        most = self._settings.rows_per_task
         places = array("I", range(count))
-        random.Random(f"{self._settings.seed}-{self.task.name}-{self.split}").shuffle(places)
-        return places[: self._settings.rows_per_task]
+        random.Random(f"{self._settings.seed}-{self.task.name}-{self._declared}").shuffle(places)
+        if self.split == "evaluation":
+            return places[:most]
+        trained = min(most, count - int(count * self._settings.validation_share))
+        return places[:trained] if self.split == "train" else places[trained : trained + most]
 
     def _numbered(self) -> Iterator[tuple[str, NumberedRow]]:
         if self._paths is None:
-            return ((self.source, row) for row in _hub_rows(self.task, self.split))
+            return ((self.source, row) for row in _hub_rows(self.task, self._declared))
         return ((_tidy(file), row) for file in self._paths for row in read_rows(file))
 
     def _note(self, bad: BadRow) -> None:
@@ -119,6 +124,8 @@ class CorpusRows:
 def load_corpus(task: Task, split: Split, settings: Tasks) -> Corpus:
     """Read and render the rows of a split; with more than `rows_per_task`, a seeded sample of them.
 
+    The validation split may be empty. No row of it has the key of a training row: that one would be found for it.
+
     Raises:
         TaskError: the source has no such split, cannot be read, or holds no usable row.
         TooManyBadRows: more damaged rows than `bad_row_limit`; the message names the first.
@@ -128,10 +135,14 @@ def load_corpus(task: Task, split: Split, settings: Tasks) -> Corpus:
     if not examples:
         raise TaskError(f"task {task.name} has no usable row in {rows.source}")
     chosen = tuple(examples[place] for place in rows.chosen(len(examples)))
+    if split == "validation":
+        trained = CorpusRows(task, "train", settings).chosen(len(examples))
+        known = {examples[place].key for place in trained}
+        chosen = tuple(example for example in chosen if example.key not in known)
     return Corpus(task, split, chosen, tuple(rows.bad_rows), rows.source)
 
 
-def _files(task: Task, split: Split, settings: Tasks) -> list[Path] | None:
+def _files(task: Task, split: Declared, settings: Tasks) -> list[Path] | None:
     """The files that hold a split; None where the rows come from the hub itself."""
     if split not in (task.splits if task.hub else task.files):
         raise TaskError(f"task {task.name} declares no {split} split")
@@ -149,7 +160,7 @@ def _files(task: Task, split: Split, settings: Tasks) -> list[Path] | None:
     return None
 
 
-def _hub_folder_files(task: Task, split: Split, hub_root: Path) -> list[Path]:
+def _hub_folder_files(task: Task, split: Declared, hub_root: Path) -> list[Path]:
     """Resolve a split's files by the README of a folder laid out like a hub repository, as `load_dataset` does."""
     assert task.hub is not None
     folder = hub_root / task.hub
@@ -167,7 +178,7 @@ def _hub_folder_files(task: Task, split: Split, hub_root: Path) -> list[Path]:
     return [Path(file) for file in data_files[name]]
 
 
-def _hub_rows(task: Task, split: Split) -> Iterator[NumberedRow]:
+def _hub_rows(task: Task, split: Declared) -> Iterator[NumberedRow]:
     from datasets import load_dataset
 
     try:

@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Split = Literal["train", "evaluation"]
+Declared = Literal["train", "evaluation"]
+Split = Literal["train", "validation", "evaluation"]
+"""Validation rows are those of the declared training split that are kept from training."""
 Scoring = Literal["sum", "token", "byte"]
 
 
@@ -62,8 +64,8 @@ class Task(_Declaration):
     family: str = Field(min_length=1)
     hub: str | None = None
     config: str | None = None
-    splits: dict[Split, str] = {}
-    files: dict[Split, Path] = {}
+    splits: dict[Declared, str] = {}
+    files: dict[Declared, Path] = {}
     instruction: str = Field(min_length=1)
     text: str = Field(min_length=1)
     words: dict[str, dict[str, str]] = {}

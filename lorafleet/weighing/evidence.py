@@ -1,6 +1,6 @@
 """What is known of a query when its tasks are weighed."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lorafleet.weighing.prototypes import NearPrototype, Prototypes, Vectors
@@ -22,6 +22,11 @@ class Evidence:
     embedding: Vectors | None = None
     prototypes: Prototypes | None = None
     router: Router | None = None
+
+    @classmethod
+    def of(cls, neighbours: Iterable[Similar]) -> "Evidence":
+        """These neighbours as evidence; more than they are, where they come with more."""
+        return neighbours if isinstance(neighbours, cls) else cls(list(neighbours))
 
     def __iter__(self) -> Iterator[Similar]:
         return iter(self.neighbours)

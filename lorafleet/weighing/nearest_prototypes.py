@@ -1,11 +1,11 @@
 """A softmax over the cosines of the nearest prototypes."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from lorafleet.weighing.evidence import Evidence
-from lorafleet.weighing.shares import task_shares
+from lorafleet.weighing.shares import Similar, task_shares
 from lorafleet.weighing.weights import TaskWeights
 
 
@@ -23,8 +23,9 @@ class NearestPrototypes:
     temperature: float = 0.2
     k: int = 3
 
-    def weigh(self, evidence: Evidence, among: Collection[str] | None = None) -> TaskWeights:
+    def weigh(self, neighbours: Iterable[Similar], among: Collection[str] | None = None) -> TaskWeights:
         """The weights of the tasks that have a prototype, among these."""
+        evidence = Evidence.of(neighbours)
         nearest = evidence.nearest(self.k, among)
         best = max((near.similarity for near in nearest), default=0.0)
         masses = {near.task: math.exp((near.similarity - best) / self.temperature) for near in nearest}

@@ -25,7 +25,7 @@ class Prototypes:
     def of(cls, means: Mapping[str, npt.ArrayLike]) -> "Prototypes":
         """The prototypes of tasks with these means."""
         tasks = tuple(sorted(means))
-        return cls(tasks, np.array([means[task] for task in tasks], np.float32).reshape(len(tasks), -1))
+        return cls(tasks, np.array([means[task] for task in tasks], np.float32))
 
     def nearest(self, embedding: npt.ArrayLike, count: int, among: Collection[str] | None = None) -> "list[NearPrototype]":
         """The tasks whose prototypes have the largest cosine with a query, largest first.
@@ -34,6 +34,8 @@ class Prototypes:
             embedding: [dimensions].
             among: only these tasks count; all where absent.
         """
+        if not self.tasks:
+            return []
         query = np.asarray(embedding, np.float32)
         lengths = np.linalg.norm(self.vectors, axis=1) * np.linalg.norm(query)
         cosines = (self.vectors @ query) / np.maximum(lengths, np.finfo(np.float32).tiny)

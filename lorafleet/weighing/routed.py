@@ -1,11 +1,11 @@
 """What a learned router says (the mixtures of experts of arXiv 2402.09997)."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import islice
 
 from lorafleet.weighing.evidence import Evidence
-from lorafleet.weighing.shares import task_shares
+from lorafleet.weighing.shares import Similar, task_shares
 from lorafleet.weighing.weights import TaskWeights
 
 
@@ -15,8 +15,9 @@ class Routed:
 
     k: int = 3
 
-    def weigh(self, evidence: Evidence, among: Collection[str] | None = None) -> TaskWeights:
+    def weigh(self, neighbours: Iterable[Similar], among: Collection[str] | None = None) -> TaskWeights:
         """The weights of the tasks that the router knows, among these."""
+        evidence = Evidence.of(neighbours)
         shares = task_shares(evidence, among)
         if evidence.router is None or evidence.embedding is None:
             return TaskWeights({}, shares)

@@ -1,13 +1,13 @@
 """The nearest prototypes whose sparse combination comes nearest to the query (arXiv 2410.09908)."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from lorafleet.weighing.evidence import Evidence
 from lorafleet.weighing.projection import project
-from lorafleet.weighing.shares import task_shares
+from lorafleet.weighing.shares import Similar, task_shares
 from lorafleet.weighing.weights import TaskWeights
 
 
@@ -22,8 +22,9 @@ class SparseProjection:
     penalty: float = 1.0
     k: int = 3
 
-    def weigh(self, evidence: Evidence, among: Collection[str] | None = None) -> TaskWeights:
+    def weigh(self, neighbours: Iterable[Similar], among: Collection[str] | None = None) -> TaskWeights:
         """The weights of the tasks that have a prototype, among these; the largest absolute value first."""
+        evidence = Evidence.of(neighbours)
         shares = task_shares(evidence, among)
         nearest = evidence.nearest(self.k, among)
         if not nearest or evidence.embedding is None:

@@ -12,7 +12,8 @@ from lorafleet.evaluation.case_study import keep_case_study
 from lorafleet.evaluation.harness import prepare
 from lorafleet.evaluation.under_test import SETTINGS
 
-METHODS = ["base", "perfect", "selection", "cat", "linear", "cat@p=0.5", "cat@p=0.9", "cat@p=1.0", *BY_PLACE]
+RIVALS = ("smear", "adapter_soup", "arrow")
+METHODS = ["base", "perfect", "selection", "cat", "linear", "cat@p=0.5", "cat@p=0.9", "cat@p=1.0", *BY_PLACE, *RIVALS]
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,7 @@ TEXTS = {
 }
 # Of four rows of fruit three are what its adapter says and one what base says; the others are all their adapter's.
 RIGHT = {"fruit": "xxxz", "ships": "yyyyy", "spelling": "vvv", "weather": "zzy"}
-BY_PLACE = ("prototypes", "sparse_projection", "moe_top1", "moe_soft")
+BY_PLACE = ("prototypes", "auto@weigher=prototypes", "sparse_projection", "moe_top1", "moe_soft")
 SCORES = {
     "iid": {
         "base": {"fruit": 25, "ships": 0, "spelling": 0},
@@ -73,15 +73,19 @@ SCORES = {
 LOUD, LOUDER = 6.0, 60.0
 
 
-def rigged_settings(folder: Path, **sections: object) -> Settings:
-    """The settings of such a fleet, whose files are made here."""
+def rigged_settings(folder: Path, blank: float = 0.0, **sections: object) -> Settings:
+    """The settings of such a fleet, whose files are made here.
+
+    Args:
+        blank: how loud with any adapter the blank is that stands before every answer.
+    """
     (folder / "rows").mkdir(parents=True, exist_ok=True)
     (folder / "rows" / "tasks.yaml").write_text(TASKS)
     for task, right in RIGHT.items():
         write_rows(folder / "rows" / f"{task}.jsonl", [(TEXTS[task].format(n), letter) for n, letter in enumerate(right)])
         trained = [(TEXTS[task].format(n + 50), LETTERS.get(task, "z")) for n in range(8)]
         write_rows(folder / "rows" / f"{task}_train.jsonl", trained)
-    model = _model()
+    model = _model(blank)
     if not (folder / "base").exists():
         model.save_pretrained(folder / "base")
         tiny_tokenizer(adds_bos=False).save_pretrained(folder / "base")
@@ -118,7 +122,7 @@ def write_adapter(folder: Path, direction: int) -> None:
     (folder / "README.md").unlink(missing_ok=True)
 
 
-def _model() -> torch.nn.Module:
+def _model(blank: float = 0.0) -> torch.nn.Module:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     model.config.tie_word_embeddings = False
     with torch.no_grad():
@@ -134,4 +138,5 @@ def _model() -> torch.nn.Module:
         head[tokenizer.convert_tokens_to_ids("z"), 0] = LOUD
         for direction, letter in enumerate(LETTERS.values(), start=1):
             head[tokenizer.convert_tokens_to_ids(letter), direction] = LOUDER
+            head[tokenizer.convert_tokens_to_ids("Ġ"), direction] = blank
     return model

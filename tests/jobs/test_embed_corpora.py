@@ -325,7 +325,8 @@ def test_chroma_and_the_driver_killed_in_the_middle_leave_what_an_undisturbed_ru
         over.set()
         reader.join()
 
-    assert 0 < taken_up.written["colours"] < 600
+    # Less than all: what was in flight when the driver died may be written once more.
+    assert 0 < taken_up.written["colours"] < 750
     assert contents(rough) == after
     assert set(seen) == {len(before), len(after)}, "a reader saw a part, or nothing"
     assert seen == sorted(seen), "a reader went back"

@@ -1,6 +1,7 @@
 """What is to be done follows from the corpora and the index, whatever their size."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,13 +101,25 @@ def test_a_run_that_is_taken_up_makes_the_same_parcels_and_leaves_out_those_that
     rows, _, reading = corpus([f"{'long ' * (number % 7)}thing {number}" for number in range(3 * ROWS_PER_PARCEL + 5)])
     ledger.note_corpus(rows)
     ledger.note_aim(anew=False, other_encoder=False)
-    whole = list(reading.parcels())
+    whole = [[row.entry for row in parcel] for parcel in reading.parcels()]
     assert [len(parcel) for parcel in whole] == [ROWS_PER_PARCEL] * 3 + [5]
     lengths = [len(entry.text) for parcel in whole for entry in parcel]
     assert lengths == sorted(lengths, reverse=True)
 
     ledger.note_built([entry.identifier for entry in [*whole[1], *whole[2][:50]]])
-    assert list(reading.parcels()) == [whole[0], whole[2], whole[3]]
+    left = [[row.entry for row in parcel] for parcel in reading.parcels()]
+    assert left == [whole[0], whole[2], whole[3]]
+
+
+def test_a_row_is_read_with_the_texts_that_its_vector_is_the_mean_of(corpus, ledger, tmp_path):
+    rows, identifiers, reading = corpus(["a fox"])
+    ledger.note_corpus(rows)
+    ledger.note_indexed(row_identifiers("seas", ["deep"]), COLOURS)
+    ledger.note_aim(anew=False, other_encoder=False)
+    settings = load_settings(state=tmp_path, index={"forms": ["instruction", "bare"]})
+    ((row,),) = replace(reading, settings=settings).parcels()
+    assert (row.entry.identifier, row.entry.text) == (identifiers[0], "Name the colour.\nThing: a fox")
+    assert row.texts == ("Name the colour.\nThing: a fox", "a fox")
 
 
 def test_a_corpus_that_changes_between_two_readings_is_refused(corpus, ledger):

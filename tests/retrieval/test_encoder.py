@@ -23,3 +23,13 @@ def test_vectors_are_unit_length_in_the_order_of_the_texts_and_do_not_depend_on_
     np.testing.assert_allclose(together, alone, atol=tolerance)
     assert (together * plain).sum(axis=1).min() > least_cosine
     assert encoder.encode([], batch=4).shape == (0, encoder.dimensions)
+
+
+def test_a_row_of_several_texts_has_the_mean_of_their_vectors():
+    encoder = Encoder(load_settings(overrides=["models.encoder_dtype=float32"]).models)
+    rows = [("Name the animal. A fox", "A fox"), ("Name the animal. An owl in the barn", "An owl in the barn")]
+    embedded = encoder.encode_rows(rows, batch=4)
+    sums = np.stack([encoder.encode(row, batch=2).sum(axis=0) for row in rows])
+    np.testing.assert_allclose(embedded, sums / np.linalg.norm(sums, axis=1, keepdims=True), atol=1e-5)
+    alone = encoder.encode_rows([(text,) for text in TEXTS], batch=4)
+    np.testing.assert_array_equal(alone, encoder.encode(TEXTS, batch=4))

@@ -103,6 +103,9 @@ def test_an_index_that_does_not_fit_is_refused(served):
         open_for_writing(other_encoder, PROMPTS).write(entries(4), vectors(4, seed=4))
     with pytest.raises(IndexMismatch, match=r"has prompt version plain, not fancy.*--rebuild"):
         open_index(served, "fancy")
+    other_forms = load_settings(state=served.state, index={**dict(served.index), "forms": ["instruction", "bare"]})
+    with pytest.raises(IndexMismatch, match=r"has prompt version plain, not plain-instruction-bare.*--rebuild"):
+        open_index(other_forms, PROMPTS)
     index.drop()
 
 

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
+from lorafleet.fleet import Fleet
 from lorafleet.retrieval import server
 
 pytestmark = pytest.mark.integration
@@ -101,10 +102,29 @@ def test_a_request_may_bring_its_own_weigher(http, ask):
     assert max(softer.values()) - min(softer.values()) < 0.1 < heavy - light
     refused = http.post("/v1/route", json={"input": QUESTION, "weigher": "uniform", "p": 0.5})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "p")
+    refused = http.post("/v1/route", json={"input": QUESTION, "weigher": "prototypes", "penalty": 0})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "penalty")
     answer = ask(composition={"weigher": "top_k", "k": 1, "top_k": 60, "neighbours": True})["composition"]
     assert (answer["weigher"], answer["weights"]) == ("top_k", {first: 1.0})
     assert answer["neighbours"] == route()["neighbours"]
     assert ask(model="base")["composition"]["neighbours"] is None
+
+
+@pytest.mark.parametrize(
+    "wish", [{"weigher": "prototypes"}, {"weigher": "sparse_projection", "penalty": 0}, {"weigher": "routed"}]
+)
+def test_a_weigher_may_ask_where_the_query_lies(fleet, http, ask, wish):
+    composition = ask(composition={**wish, "method": "cat", "k": 2, "top_k": 10})["composition"]
+    assert composition["weigher"] == wish["weigher"]
+    assert next(iter(composition["weights"])) == "copa"
+    assert len(composition["weights"]) == 2
+    assert sum(composition["weights"].values()) == pytest.approx(1)
+    # In one process and over HTTP the same places are asked, in the file that the retriever has left.
+    weighing = fleet[1].weighing.model_copy(update={**wish, "k": 2})
+    here = Fleet(fleet[1].model_copy(update={"weighing": weighing})).route(QUESTION)
+    assert composition["weights"] == pytest.approx(dict(here), abs=1e-4)
+    routed = http.post("/v1/route", json={"input": QUESTION, **wish, "k": 1, "top_k": 10}).json()
+    assert (routed["weights"], len(routed["neighbours"])) == ({"copa": pytest.approx(1)}, 10)
 
 
 def test_an_adapter_by_name_by_task_and_by_weight_one_are_the_same(ask, http):
@@ -220,6 +240,7 @@ def test_without_an_index_the_endpoint_lives_and_says_503(fleet, http):
         answers = [
             http.post("/v1/completions", json={"prompt": QUESTION, **GREEDY}),
             http.post("/v1/route", json={"input": QUESTION}),
+            http.post("/v1/completions", json={"prompt": QUESTION, **GREEDY, "composition": {"weigher": "prototypes"}}),
         ]
         explicit = http.post("/v1/completions", json={"prompt": QUESTION, "model": "base", "max_tokens": 1})
     finally:

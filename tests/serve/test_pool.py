@@ -71,8 +71,8 @@ def text(http: httpx.Client, model: str, **wishes: object) -> str:
     return ask(http, model, **wishes).raise_for_status().json()["choices"][0]["text"]
 
 
-def weights(http: httpx.Client, query: str) -> dict[str, float]:
-    return http.post("/v1/route", json={"input": query, "top_k": 3}).raise_for_status().json()["weights"]
+def weights(http: httpx.Client, query: str, **wishes: object) -> dict[str, float]:
+    return http.post("/v1/route", json={"input": query, "top_k": 3, **wishes}).raise_for_status().json()["weights"]
 
 
 def add(http: httpx.Client, source: Path, name: str = "seas", **fields: object) -> httpx.Response:
@@ -100,6 +100,7 @@ def test_an_adapter_comes_is_found_by_name_and_by_retrieval_and_goes(http, setti
     plain = text(http, "base")
     assert states(http) == dict.fromkeys(ROWS, "ready")
     assert "seas" not in weights(http, SEAS[0])
+    assert "seas" not in weights(http, SEAS[0], weigher="prototypes")
 
     answer = add(http, source, rows=[SEAS[0], *({"text": row} for row in SEAS[1:])])
 
@@ -121,6 +122,9 @@ def test_an_adapter_comes_is_found_by_name_and_by_retrieval_and_goes(http, setti
     # Often enough for both generators to be asked.
     assert len({text(http, "seas") for _ in range(8)} - {plain}) == 1
     assert next(iter(weights(http, SEAS[0]))) == "seas"
+    # Places follow the index by themselves, some seconds behind.
+    for weigher in ("prototypes", "routed"):
+        wait_for(lambda weigher=weigher: next(iter(weights(http, SEAS[0], weigher=weigher))) == "seas")
     assert add(http, source).json()["error"]["code"] == "taken"
 
     gone = http.delete("/v1/adapters/seas")

@@ -12,10 +12,11 @@ QUESTION = "The man turned on the faucet. What happened as a RESULT? As a result
 def test_deployed_again_it_has_its_new_settings(fleet, http):
     url, settings = fleet
     before = http.post("/v1/route", json={"input": QUESTION}).json()
-    changed = settings.model_copy(update={"weighing": settings.weighing.model_copy(update={"weigher": "uniform", "k": 2})})
+    weighing = settings.weighing.model_copy(update={"weigher": "prototypes", "k": 2, "temperature": 1e9})
+    changed = settings.model_copy(update={"weighing": weighing})
     assert deploy(changed) == url
     after = http.post("/v1/route", json={"input": QUESTION}).json()
 
-    assert (before["weigher"], after["weigher"]) == ("nucleus", "uniform")
-    assert list(after["weights"].values()) == [0.5, 0.5]
+    assert (before["weigher"], after["weigher"]) == ("nucleus", "prototypes")
+    assert list(after["weights"].values()) == pytest.approx([0.5, 0.5])
     assert after["shares"] == pytest.approx(before["shares"], abs=1e-6)

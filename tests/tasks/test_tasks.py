@@ -83,6 +83,26 @@ def test_rows_are_bounded_and_their_order_depends_on_the_seed_alone():
     assert other.examples != whole.examples and set(other.examples) == set(whole.examples)
 
 
+def test_validation_rows_are_those_that_are_kept_from_training(tmp_path):
+    (tmp_path / "tasks.yaml").write_text(OWN_TASK % "jsonl")
+    # Every row is there twice: what is kept must not be what is trained on.
+    lines = [json.dumps({"thing": f"thing {number % 10}", "colour": "r"}) for number in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+
+    def rows(split, **settings):
+        tasks = Tasks(declarations=[tmp_path / "tasks.yaml"], **settings)
+        return [example.key for example in load_corpus(load_catalogue(tasks)["colour"], split, tasks).examples]
+
+    whole = rows("train")
+    assert len(whole) == 20 and rows("validation") == []
+    shared = rows("train", validation_share=0.4)
+    assert shared == whole[:12]
+    kept = rows("validation", validation_share=0.4)
+    assert kept == [key for key in whole[12:] if key not in shared] and 0 < len(kept) < 8
+    assert rows("validation", rows_per_task=5) == [key for key in whole[5:10] if key not in whole[:5]]
+    assert rows("train", rows_per_task=5, validation_share=0.4) == whole[:5]
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_a_users_own_task(tmp_path, kind):
     rows = [{"thing": "blood", "colour": "r"}, {"thing": "grass, fresh", "colour": "g"}]

@@ -1,6 +1,7 @@
 """The weighers that look at where a query lies: a case by hand, and what must hold for any query."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -8,7 +9,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest import approx
 
-from lorafleet.weighing import Evidence, NearestPrototypes, Prototypes, Routed, SparseProjection, train_router
+from lorafleet.weighing import (
+    BY_PLACE,
+    Abstaining,
+    Evidence,
+    NearestPrototypes,
+    Prototypes,
+    Routed,
+    SparseProjection,
+    learn_places,
+    make_weigher,
+    read_places,
+    train_router,
+    write_places,
+)
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    task: str
+    similarity: float
+
 
 PROTOTYPES = Prototypes.of({"north": [0, 0.5], "east": [1, 0], "west": [-1, 0]})
 EAST_BY_NORTH = np.array([0.8, 0.6], np.float32)
@@ -69,3 +90,34 @@ def test_a_router_learns_what_can_be_told_apart(tasks):
         assert sum(likely.values()) == approx(1)
         assert dict(Routed(1).weigh(evidence(centre, router))) == {f"task {task}": 1.0}
         assert dict(Routed(99).weigh(evidence(centre, router))) == approx(likely)
+
+
+def test_places_are_learned_from_rows_and_kept(tmp_path):
+    draws = np.random.default_rng(0)
+    centres = {"north": [0.0, 1.0, 0.0], "east": [1.0, 0.0, 0.0], "up": [0.0, 0.0, 1.0]}
+    names = [name for name in centres for _ in range(30)]
+    vectors = (np.array([centres[name] for name in names]) + draws.normal(0, 0.1, (90, 3))).astype(np.float32)
+    order = draws.permutation(90)
+    places = learn_places((([names[row] for row in part], vectors[part]) for part in np.split(order, 3)), "first")
+    assert dict(zip(places.prototypes.tasks, places.prototypes.vectors.tolist(), strict=True)) == {
+        name: approx(vectors[[other == name for other in names]].mean(axis=0).tolist(), abs=1e-5) for name in centres
+    }
+    path = tmp_path / "kept" / "places.npz"
+    write_places(path, places)
+    kept = read_places(path, "first")
+    assert kept is not None and kept.index == "first" and [file.name for file in path.parent.iterdir()] == ["places.npz"]
+    for name in BY_PLACE:
+        for query in draws.standard_normal((5, 3)):
+            weights = make_weigher(name, {}).weigh(kept.evidence([], query))
+            assert weights and weights == make_weigher(name, {}).weigh(places.evidence([], query))
+    assert read_places(path, "second") is None and read_places(tmp_path / "nowhere", "first") is None
+    path.write_bytes(path.read_bytes()[:200])
+    assert read_places(path, "first") is None
+    alone = learn_places([(["north"] * 30, vectors[:30])])
+    assert alone.router is None and not learn_places([]).prototypes.tasks
+
+
+def test_who_abstains_passes_on_all_that_is_known():
+    near = Evidence([Neighbour("north", 0.5)], EAST_BY_NORTH, PROTOTYPES)
+    assert dict(Abstaining(NearestPrototypes(0.2, 1), 0.5).weigh(near)) == {"east": 1.0}
+    assert not Abstaining(NearestPrototypes(0.2, 1), 0.6).weigh(near)

@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytest import approx
 
-from lorafleet.weighing import WEIGHERS, Nucleus, Softmax, TopK, Uniform, make_weigher, settings_of, task_shares
+from lorafleet.weighing import (
+    BY_NEIGHBOURS,
+    NearestPrototypes,
+    Nucleus,
+    Softmax,
+    SparseProjection,
+    TopK,
+    Uniform,
+    make_weigher,
+    settings_of,
+    task_shares,
+)
 
 
 @dataclass(frozen=True)
@@ -19,7 +30,9 @@ class Row:
 
 ROWS = [Row("a", 0.9), Row("b", 0.8), Row("a", 0.7), Row("c", 0.4), Row("b", 0.4), Row("d", -0.5)]
 """Sums 1.6, 1.2, 0.4 of 3.2: shares 0.5, 0.375, 0.125."""
-NEIGHBOURS = st.lists(st.builds(Row, st.sampled_from("abcdefg"), st.floats(-1, 1)), max_size=100)
+SIMILARITIES = st.floats(-1, 1, allow_subnormal=False)
+NEIGHBOURS = st.lists(st.builds(Row, st.sampled_from("abcdefg"), SIMILARITIES), max_size=100)
+EVERYTHING = {"p": 0.3, "k": 2, "temperature": 0.7}
 SETTINGS = st.fixed_dictionaries({"p": st.floats(0.01, 1), "k": st.integers(1, 9), "temperature": st.floats(1e-3, 1e3)})
 
 
@@ -49,14 +62,27 @@ def test_only_tasks_with_an_adapter_count():
 
 
 def test_a_weigher_takes_those_settings_that_it_has():
-    everything = {"p": 0.3, "k": 2, "temperature": 0.7}
-    made = [make_weigher(name, everything) for name in WEIGHERS]
+    made = [make_weigher(name, EVERYTHING) for name in BY_NEIGHBOURS]
     assert made == [Nucleus(0.3), TopK(2), Softmax(0.7, 2), Uniform(2)]
     assert settings_of("softmax") == ("temperature", "k")
     assert make_weigher("nucleus", {}) == Nucleus()
+    assert make_weigher("sparse_projection", {**EVERYTHING, "penalty": 2.5}) == SparseProjection(2.5, 2)
+    assert make_weigher("prototypes", EVERYTHING) == NearestPrototypes(0.7, 2)
 
 
-@given(rows=NEIGHBOURS, name=st.sampled_from(sorted(WEIGHERS)), settings=SETTINGS)
+def test_who_is_near_to_nothing_that_counts_has_no_weights():
+    for name in BY_NEIGHBOURS:
+        asked = {**EVERYTHING, "abstain_below": 0.9}
+        weigher, abstaining = make_weigher(name, EVERYTHING), make_weigher(name, asked)
+        assert abstaining.weigh(ROWS) == weigher.weigh(ROWS), "0.9 is not below 0.9"
+        # Without a the nearest row is 0.8 away.
+        left = abstaining.weigh(ROWS, among={"b", "c"})
+        assert not left and left.shares == weigher.weigh(ROWS, among={"b", "c"}).shares
+        assert not abstaining.weigh([])
+        assert make_weigher(name, {**asked, "abstain_below": 0.0}) == weigher
+
+
+@given(rows=NEIGHBOURS, name=st.sampled_from(sorted(BY_NEIGHBOURS)), settings=SETTINGS)
 def test_weights_of_any_weigher_sum_to_one_over_its_heaviest_tasks(rows, name, settings):
     weights = make_weigher(name, settings).weigh(rows)
     if not weights:
@@ -83,3 +109,15 @@ def test_the_nucleus_is_the_smallest(rows, p):
 def test_shares_do_not_ask_how_similar_all_are_together(rows, factor):
     fainter = [Row(row.task, row.similarity * factor) for row in rows]
     assert task_shares(fainter) == approx(task_shares(rows))
+
+
+def test_the_sharper_the_more_the_nearest_rows_count():
+    rows = [Row("near", 0.9), *(Row("many", 0.5) for _ in range(3))]
+    assert next(iter(make_weigher("nucleus", {"p": 1.0}).weigh(rows))) == "many"
+    sharp = make_weigher("nucleus", {"p": 1.0, "sharpness": 4})
+    assert next(iter(sharp.weigh(rows))) == "near"
+    assert dict(sharp.weigh(rows)) == approx(
+        {"near": 0.9**4 / (0.9**4 + 3 * 0.5**4), "many": 1 - 0.9**4 / (0.9**4 + 3 * 0.5**4)}
+    )
+    # How near the nearest row is, `abstain_below` asks of the cosine itself.
+    assert make_weigher("nucleus", {"sharpness": 4, "abstain_below": 0.8}).weigh(rows)

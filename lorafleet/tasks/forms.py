@@ -1,0 +1,51 @@
+"""The forms of a row's text, from all that its task says to what people write: no instruction, and no names of fields."""
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from string import Formatter
+from typing import get_args
+
+from lorafleet.config import TextForm
+from lorafleet.tasks.task import Example, Task
+
+FORMS: tuple[TextForm, ...] = get_args(TextForm)
+FIELD_NAME = re.compile(r"[^\n:]*: ?")
+
+
+def text_in_form(task: Task, example: Example, form: TextForm) -> str:
+    """A row's text in a form.
+
+    Args:
+        form: "instruction" is the key, "fields" the same without the instruction, "bare" without the fields' names too.
+    """
+    if form == "instruction":
+        return example.key
+    text = row_text(task, example)
+    if form == "fields":
+        return text
+    pattern, between = _template(task.text)
+    found = pattern.fullmatch(text)
+    if found is None:
+        return text
+    return "".join(part for pair in zip(between, (*found.groups(), ""), strict=True) for part in pair).strip()
+
+
+def texts_in_forms(task: Task, example: Example, forms: Iterable[TextForm]) -> tuple[str, ...]:
+    """A row's text in each of some forms."""
+    return tuple(text_in_form(task, example, form) for form in forms)
+
+
+def row_text(task: Task, example: Example) -> str:
+    """A row's key without the instruction in front of it."""
+    return example.key.removeprefix(task.instruction).strip()
+
+
+@lru_cache(maxsize=1024)
+def _template(text: str) -> tuple[re.Pattern[str], tuple[str, ...]]:
+    """What a task's rendered text looks like, the value of each column a group, and what stands between: names left out."""
+    parts = [(literal, field is not None) for literal, field, _, _ in Formatter().parse(text)]
+    if parts[-1][1]:
+        parts.append(("", False))
+    pattern = "".join(re.escape(literal) + ("(.*?)" if is_field else "") for literal, is_field in parts)
+    return re.compile(pattern, re.DOTALL), tuple(FIELD_NAME.sub("", literal) for literal, _ in parts)

@@ -1,0 +1,49 @@
+"""Near rows count for more: similarities to a power, before they are summed."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from lorafleet.weighing.evidence import Evidence
+from lorafleet.weighing.shares import Similar
+from lorafleet.weighing.weights import TaskWeights
+
+
+class Weighs(Protocol):
+    """What weighs rows by their similarity."""
+
+    def weigh(self, neighbours: Iterable[Similar], among: Collection[str] | None = None) -> TaskWeights:
+        """The weights of a query's neighbours, among these tasks."""
+
+
+@dataclass(frozen=True)
+class Sharp:
+    """A row with another similarity."""
+
+    task: str
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Sharpened:
+    """Asks a weigher about rows whose similarities were taken to a power; those below 0 count as 0.
+
+    Without it (a power of 1, as in arXiv 2602.21222) a hundred rows that are all somewhat near say little of the few that
+    are nearest.
+
+    Attributes:
+        power: above 0.
+    """
+
+    weigher: Weighs
+    power: float
+
+    def weigh(self, neighbours: Iterable[Similar], among: Collection[str] | None = None) -> TaskWeights:
+        """The weigher's weights, and the shares that it saw."""
+        rows = sharpened(neighbours, self.power)
+        return self.weigher.weigh(replace(neighbours, neighbours=rows) if isinstance(neighbours, Evidence) else rows, among)
+
+
+def sharpened(neighbours: Iterable[Similar], power: float) -> list[Sharp]:
+    """Rows with their similarities to a power."""
+    return [Sharp(row.task, max(row.similarity, 0.0) ** power) for row in neighbours]
