@@ -149,7 +149,8 @@ class Fleet:
             for process in node.all_processes.get("raylet", [])
         ]
         found = (child for raylet in raylets for child in raylet.children(recursive=True))
-        return [child.pid for child in found if title_of(child) == title]
+        # While it answers, the name of a method stands behind.
+        return [child.pid for child in found if title_of(child).startswith(title)]
 
     def kill(self, title: str) -> None:
         """Kill one process of that title, without a word to anybody."""

@@ -47,11 +47,16 @@ def means(results: Results) -> Section:
         found = {method: mean for method in methods if (mean := results.mean(setting, method)) is not None}
         if not found:
             continue
-        ordered = sorted(found, key=lambda method: -found[method].value)
-        marks = {method: found[method].value for method in MARKED if method in found}
         tasks = len(results.tasks_of(setting))
+        # A mean over some of the tasks says nothing beside one over all.
+        parts = {method: len(results.scores(setting, method)) for method in found}
+        ordered = sorted(found, key=lambda method: (-parts[method], -found[method].value))
+        marks = {method: found[method].value for method in MARKED if method in found}
         caption = f"{TITLES[setting]}: mean over {tasks} task{'s' if tasks != 1 else ''}"
-        blocks.append(Spans(caption, [Span(m, found[m], _of_perfect(results, setting, m)) for m in ordered], marks))
+        notes = {m: f"over {parts[m]} of them alone; " if parts[m] < tasks else "" for m in ordered}
+        blocks.append(
+            Spans(caption, [Span(m, found[m], notes[m] + _of_perfect(results, setting, m)) for m in ordered], marks)
+        )
     return Section("The methods", blocks)
 
 
