@@ -6,7 +6,8 @@ Every refusal is an ApiError that names the field of the request.
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -18,10 +19,10 @@ import pyarrow.parquet
 
 from lorafleet.adapters import Roster, adapter_shape, stored_adapter
 from lorafleet.composition.files import CONFIG_FILE, WEIGHTS_FILE
-from lorafleet.config import Models, Settings
+from lorafleet.config import Models, Settings, TextForm
 from lorafleet.errors import AdapterError, TaskError
 from lorafleet.models import fingerprint, locate, short_name, unpacked
-from lorafleet.tasks import load_catalogue
+from lorafleet.tasks import Example, load_catalogue, texts_in_forms
 from lorafleet.tasks.files import read_rows
 from lorafleet.tasks.task import BadRowError, Task
 from lorafleet.training.cards import CARD, read_card
@@ -180,27 +181,36 @@ def base_groups(models: Models) -> "list[LayerGroup]":
         return layer_groups(AutoModelForCausalLM.from_config(config))
 
 
-def read_keys(newcomer: AdapterRequest, settings: Settings) -> list[str]:
-    """The texts that are embedded, as `jobs/embed_corpora.py` would have them.
+@dataclass(frozen=True)
+class NewRow:
+    """A row that comes with an adapter: what identifies it, and the texts whose vectors' mean is its own."""
 
-    A row with a `text` alone is its own key; one with other columns is rendered by the catalogue's task of that name.
+    key: str
+    texts: tuple[str, ...]
+
+
+def read_new_rows(newcomer: AdapterRequest, settings: Settings) -> list[NewRow]:
+    """The rows as `jobs/embed_corpora.py` would have them.
+
+    One with a `text` alone is its own key, in all forms; one with other columns is rendered by the catalogue's task of that
+    name.
     """
     field = "rows" if newcomer.corpus is None else "corpus"
     given: Iterable[tuple[int, Any]] = enumerate(newcomer.rows or ())
     rows = given if newcomer.corpus is None else _numbered(resolved(newcomer.corpus, field, settings), settings)
     task = _declared(newcomer.task_name, settings)
     limit = settings.serving.adapter_rows
-    keys = []
+    found = []
     for number, row in rows:
         try:
-            keys.append(_key(row, task))
+            found.append(_new_row(row, task, settings.index.forms))
         except BadRowError as error:
             raise ApiError.bad_request(f"{field}.{number}: {error}", f"{field}.{number}") from None
-        if len(keys) > limit:
+        if len(found) > limit:
             raise ApiError.bad_request(f"{field} holds more than {limit} rows (serving.adapter_rows). Send fewer", field)
-    if newcomer.corpus is not None and not keys:
+    if newcomer.corpus is not None and not found:
         raise ApiError.bad_request(f"{field} is {newcomer.corpus!r}, which holds no row", field)
-    return keys
+    return found
 
 
 def _below_a_root(real: Path, settings: Settings) -> bool:
@@ -265,27 +275,29 @@ def _numbered(file: Path, settings: Settings) -> Iterator[tuple[int, Any]]:
         raise ApiError.bad_request(f"corpus cannot be read: {said}", "corpus") from None
 
 
-def _key(row: str | Mapping[str, Any], task: Task | None) -> str:
+def _new_row(row: str | Mapping[str, Any], task: Task | None, forms: Sequence[TextForm]) -> NewRow:
     if isinstance(row, Mapping) and set(row) != {"text"}:
         if task is None:
             raise BadRowError("it has other columns than text, and no task of that name is declared. Send {'text': ...}")
-        key = _rendered(row, task)
+        example = _rendered(row, task)
+        key, texts = example.key, texts_in_forms(task, example, forms)
     else:
         text = row if isinstance(row, str) else row["text"]
         if not isinstance(text, str) or not text.strip():
             raise BadRowError("text is empty, or no text")
         key = text.strip()
+        texts = (key,) * len(forms)
     if len(key) > LONGEST_TEXT:
         raise BadRowError(f"it has {len(key)} characters. Allowed: {LONGEST_TEXT}")
     try:
         key.encode()
     except UnicodeEncodeError:
         raise BadRowError("it holds half of a surrogate pair, which is no character") from None
-    return key
+    return NewRow(key, texts)
 
 
-def _rendered(row: Mapping[str, Any], task: Task) -> str:
+def _rendered(row: Mapping[str, Any], task: Task) -> Example:
     try:
-        return task.render(row).key
+        return task.render(row)
     except (TypeError, AttributeError) as error:
         raise BadRowError(f"it does not fit the task {task.name}: {error}") from None

@@ -23,7 +23,7 @@ from lorafleet.errors import IndexMismatch, IndexUnavailable, UnknownAdapter
 from lorafleet.models import fingerprint
 from lorafleet.retrieval import Encoder, Entry, Vectors, open_for_writing, row_identifiers
 from lorafleet.tasks import load_catalogue, prompt_version
-from serve.admission import check_adapter, check_folder, check_name, copy_in, read_keys, resolved, taken
+from serve.admission import NewRow, check_adapter, check_folder, check_name, copy_in, read_new_rows, resolved, taken
 from serve.errors import AWAY_RETRY_SECONDS, SERVER_ERROR, ApiError, sentence
 from serve.follower import POLL_SECONDS, Published, Standing
 from serve.journal import Change, Journal
@@ -124,22 +124,22 @@ class Pool:
         check_name(newcomer, self._published.loaded, settings.adapters)
         source = resolved(newcomer.source, "source", settings)
         await asyncio.to_thread(check_folder, source, settings)
-        keys = await asyncio.to_thread(read_keys, newcomer, settings)
-        if keys and await asyncio.to_thread(self._has_rows, newcomer.task_name):
+        rows = await asyncio.to_thread(read_new_rows, newcomer, settings)
+        if rows and await asyncio.to_thread(self._has_rows, newcomer.task_name):
             raise taken("task", newcomer.task_name, "by rows in the index: leave rows and corpus out to use those, or")
-        change = Change("add", newcomer.name, newcomer.task_name, bool(keys))
+        change = Change("add", newcomer.name, newcomer.task_name, bool(rows))
         beside = journal.incoming(newcomer.name)
         journal.begin(change)
         try:
             await asyncio.to_thread(copy_in, source, beside, settings)
             await asyncio.to_thread(check_adapter, beside, newcomer, settings)
-            write_record(beside, self._record(newcomer, len(keys)))
-            vectors = await asyncio.to_thread(self._embedded, keys) if keys else None
+            write_record(beside, self._record(newcomer, len(rows)))
+            vectors = await asyncio.to_thread(self._embedded, rows) if rows else None
             coming = stored_adapter(beside)
             version = self._publish(loaded=self._published.loaded.having(coming))
             await self._loaded_everywhere(version)
             if vectors is not None:
-                await asyncio.to_thread(self._write_rows, newcomer.task_name, keys, vectors)
+                await asyncio.to_thread(self._write_rows, newcomer.task_name, rows, vectors)
             beside.rename(journal.place(newcomer.name))
         except BaseException:
             # What cannot be undone while the index is away is settled later.
@@ -150,7 +150,7 @@ class Pool:
         adapter = replace(coming, folder=journal.place(newcomer.name))
         version = self._publish(loaded=self._published.loaded.having(adapter), shown=self._published.shown.having(adapter))
         await self._heeded(SHOWN_BY, lambda standing: standing.has == version, version, settings.serving.adapter_seconds)
-        logger.info("adapter %s came in for the task %s, with %d rows", adapter.name, adapter.task, len(keys))
+        logger.info("adapter %s came in for the task %s, with %d rows", adapter.name, adapter.task, len(rows))
         return adapter
 
     async def _remove(self, name: str) -> StoredAdapter:
@@ -255,11 +255,13 @@ class Pool:
         index.check()
         return bool(index.identifiers(task))
 
-    def _embedded(self, keys: list[str]) -> Vectors:
+    def _embedded(self, rows: list[NewRow]) -> Vectors:
         # Not kept: adapters come in rarely, and an encoder takes memory.
-        return Encoder(self._settings.models).encode(keys, self._settings.index.encode_batch)
+        encoder = Encoder(self._settings.models)
+        return encoder.encode_rows([row.texts for row in rows], self._settings.index.encode_batch)
 
-    def _write_rows(self, task: str, keys: list[str], vectors: Vectors) -> None:
+    def _write_rows(self, task: str, rows: list[NewRow], vectors: Vectors) -> None:
+        keys = [row.key for row in rows]
         identifiers = row_identifiers(task, keys)
         entries = [Entry(identifier, task, key) for identifier, key in zip(identifiers, keys, strict=True)]
         open_for_writing(self._settings, prompt_version()).write(entries, vectors)
