@@ -26,12 +26,14 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import gevent
+import psutil
 import requests
 import typer
 from prometheus_client.parser import text_string_to_metric_families
@@ -74,6 +76,8 @@ EMPTY_SECONDS = 60
 """In which the endpoint has to be empty once nobody asks any more; Ray tells its gauges every 10 s."""
 RECOVERY_SECONDS = 30
 EXPORTERS = Path("/tmp/ray/session_latest/prom_metrics_service_discovery.json")
+SAMPLES = 30
+RAY_PROGRAMS = ("raylet", "gcs_server")
 GAUGES = ("ray_lorafleet_requests_in_flight", "ray_lorafleet_requests_waiting", "ray_lorafleet_rows_running")
 REFUSALS = (429, 503)
 OVERHEAD = "beside the engine"
@@ -217,6 +221,9 @@ def main(
     hang_ups: Annotated[float, typer.Option(help="share of the steady requests that are hung up on")] = 0.1,
     crowd: Annotated[int, typer.Option(help="clients that come at once; 0 for none")] = 0,
     crowd_seconds: Annotated[float, typer.Option(help="how long they stay")] = 20,
+    processes: Annotated[
+        bool, typer.Option("--processes", help="watch the memory of the endpoint's processes, which are on this machine")
+    ] = False,
     to: Annotated[Path | None, typer.Option("--json", help="write what was measured to this file")] = None,
 ) -> None:
     """Drive the endpoint, and print tables."""
@@ -224,9 +231,15 @@ def main(
     measured: dict[str, Any] = {"url": url, "adapters": len(Client.adapters)}
     faults: list[str] = []
     if seconds:
+        memory: dict[str, list[float]] = {}
+        watching = gevent.spawn(watch, memory, seconds / SAMPLES) if processes else None
         took = drive(Asker, url, clients, seconds, to_the_end=True)
         measured["steady"] = steady(Asker.heard, clients, took, faults)
         measured["held"] = held(exporters, faults)
+        if watching is not None:
+            watching.kill()
+            measured["mebibytes"] = memory
+            measured["zombies"] = zombies(faults)
     if crowd:
         drive(OneOfTheCrowd, url, crowd, crowd_seconds, to_the_end=False)
         measured["crowd"] = crowded(OneOfTheCrowd.heard, crowd, crowd_seconds, faults)
@@ -318,6 +331,9 @@ def steady(heard: Sequence[Heard], clients: int, took: float, faults: list[str])
     overheads = [(one, beside_the_engine(one.timings)) for one in answered if one.kind.endswith(ONE_TOKEN)]
     series = {
         "latency": [one.milliseconds for one in longer],
+        # They stand in the order in which they were answered.
+        "latency, first quarter": [one.milliseconds for one in longer[: len(longer) // 4]],
+        "latency, last quarter": [one.milliseconds for one in longer[-(len(longer) // 4) :]],
         "time to first token, streamed": [one.first_ms for one in longer if one.first_ms is not None],
         "queue": [one.timings["queue_ms"] for one in answered],
         "retrieval": [one.timings["retrieval_ms"] for one in answered if one.timings["retrieval_ms"]],
@@ -342,6 +358,39 @@ def steady(heard: Sequence[Heard], clients: int, took: float, faults: list[str])
             if len(values := [one.milliseconds for one in longer if one.kind == kind]) > 1
         },
     }
+
+
+def watch(memory: dict[str, list[float]], seconds: float) -> None:
+    """Note the resident memory of each kind of process every so many seconds, in MiB."""
+    while True:
+        gevent.sleep(seconds)
+        found: Counter[str] = Counter()
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if kind := kind_of(process.cmdline()):
+                    found[kind] += process.memory_info().rss / 2**20
+        for kind, size in found.items():
+            memory.setdefault(kind, []).append(round(size, 1))
+
+
+def kind_of(command: Sequence[str]) -> str | None:
+    """What a process is to the endpoint; None for all others."""
+    title = " ".join(command)
+    for kind in ("Gateway", "Retriever", "Weigher", "Generator", "Pool"):
+        if title.startswith(f"ray::ServeReplica:lorafleet:{kind}"):
+            return kind
+    kinds = {"ray::ProxyActor": "proxy", "ray::ServeController": "controller"}
+    named = next((kind for start, kind in kinds.items() if title.startswith(start)), None)
+    program = Path(command[0]).name if command else ""
+    return named or ("Chroma" if "chroma" in title and " run " in title else program if program in RAY_PROGRAMS else None)
+
+
+def zombies(faults: list[str]) -> int:
+    """How many processes of this machine have ended and nobody has taken notice."""
+    found = sum(process.info["status"] == psutil.STATUS_ZOMBIE for process in psutil.process_iter(["status"]))
+    if found:
+        faults.append(f"{found} zombies")
+    return found
 
 
 def beside_the_engine(timings: Mapping[str, float]) -> float:
@@ -444,6 +493,10 @@ def report(measured: Mapping[str, Any], to: Path | None) -> None:
         )
         rows += [row(f"the crowd, {name}", values) for name, values in part["milliseconds"].items()]
     tell("\n".join(titles), ("milliseconds", "answers", "p50", "p95", "p99"), rows, measured, to)
+    for kind, sizes in measured.get("mebibytes", {}).items():
+        third = max(len(sizes) // 3, 1)
+        early, late = statistics.median(sizes[:third]), statistics.median(sizes[-third:])
+        console.print(f"{kind}: {early:,.0f} MiB in the first third, {late:,.0f} in the last")
     for fault in measured["faults"]:
         console.print(fault, style="red")
 
