@@ -10,7 +10,7 @@ from lorafleet.cli.demo import demo
 from lorafleet.cli.doctor import doctor
 from lorafleet.cli.evaluate import evaluate
 from lorafleet.cli.index import index
-from lorafleet.cli.jobs import embed, train
+from lorafleet.cli.jobs import embed, train, tune
 from lorafleet.cli.keys import keys
 from lorafleet.cli.route import route
 from lorafleet.cli.running import run
@@ -30,7 +30,7 @@ app.add_typer(adapters, name="adapters")
 app.add_typer(index, name="index")
 app.add_typer(keys, name="keys")
 # These are the jobs themselves, with the options that they declare.
-for job in (embed, train):
+for job in (embed, train, tune):
     app.command(
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
         add_help_option=False,

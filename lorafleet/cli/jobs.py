@@ -1,4 +1,4 @@
-"""lorafleet embed and lorafleet train: the jobs, run as programs of their own, so that the library needs no Ray."""
+"""lorafleet embed, train and tune: the jobs, run as programs of their own, so that the library needs no Ray."""
 
 import os
 import subprocess
@@ -16,6 +16,11 @@ def embed(context: typer.Context) -> None:
 def train(context: typer.Context) -> None:
     """Adapters: the same as python -m jobs.train_adapters (see --help there)."""
     raise typer.Exit(run_job("jobs.train_adapters", context.args))
+
+
+def tune(context: typer.Context) -> None:
+    """The encoder, to tell tasks apart: the same as python -m jobs.train_retriever (see --help there)."""
+    raise typer.Exit(run_job("jobs.train_retriever", context.args))
 
 
 def run_job(module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
