@@ -2,6 +2,7 @@
 #   make demo     embed, train, serve and ask on this machine          HUB_ROOT=DIR, SOURCE=hub, STATE=DIR, CONFIG=FILE
 #   make test     the tests                                            HUB_ROOT=DIR adds those that need real rows,
 #                                                                      SCHEMAS_ROOT=DIR those that need KubeRay's definitions
+#   make drills   the tests that kill and replace what runs, and wait for what comes of it
 #   make lint     ruff and mypy
 #   make bench    composition and serving, side by side with what else there is; tables, and JSON in BENCH
 #                                                                      URL=http://127.0.0.1:8000 adds that endpoint under load
@@ -19,7 +20,9 @@ URL ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo stop test lint format bench clean
+PYTEST = HF_HUB_OFFLINE=1 HUB_ROOT=$(abspath $(HUB_ROOT)) SCHEMAS_ROOT=$(abspath $(SCHEMAS_ROOT)) $(BIN)/pytest
+
+.PHONY: setup demo stop test drills lint format bench clean
 
 setup: $(READY)
 
@@ -37,7 +40,10 @@ stop: $(READY)
 	$(BIN)/lorafleet down --config $(CONFIG) --state $(STATE)
 
 test: lint
-	HF_HUB_OFFLINE=1 HUB_ROOT=$(abspath $(HUB_ROOT)) SCHEMAS_ROOT=$(abspath $(SCHEMAS_ROOT)) $(BIN)/pytest
+	$(PYTEST) -m 'not drill'
+
+drills: $(READY)
+	$(PYTEST) -m drill
 
 lint: $(READY)
 	$(BIN)/ruff check .

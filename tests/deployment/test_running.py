@@ -16,7 +16,7 @@ from small_fleet import fill, free_port, small_settings
 
 from lorafleet.retrieval import server
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.drill]
 
 LORAFLEET = Path(sys.executable).with_name("lorafleet")
 QUESTION = {"model": "auto", "prompt": "How long does an egg boil?", "max_tokens": 4, "temperature": 0}

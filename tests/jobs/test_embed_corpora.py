@@ -284,6 +284,7 @@ def test_chroma_that_stays_away_stops_the_run_and_the_next_one_takes_it_up(setti
     assert after.items() <= before.items()
 
 
+@pytest.mark.drill
 def test_chroma_and_the_driver_killed_in_the_middle_leave_what_an_undisturbed_run_leaves(settings, cluster, tmp_path):
     corpus = tmp_path / "colours.jsonl"
     old = [f"thing number {number} {'of many ' * (number % 5)}" for number in range(300)]

@@ -23,7 +23,7 @@ from tiny_training_job import (
 from jobs.train_adapters import train_adapters
 from lorafleet.training import read_card
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.integration, pytest.mark.drill, pytest.mark.usefixtures("cluster")]
 
 
 @pytest.fixture

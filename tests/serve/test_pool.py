@@ -164,6 +164,7 @@ def test_the_commands_do_the_same(http, settings, tmp_path, monkeypatch):
     assert footprint(settings) == before
 
 
+@pytest.mark.drill
 def test_a_generator_that_dies_meanwhile_changes_nothing(http, settings, source):
     """Adapters come and go under load while a replica is killed; the one that takes its place has the same pool."""
     failed: list[str] = []
@@ -207,6 +208,7 @@ def test_a_generator_that_dies_meanwhile_changes_nothing(http, settings, source)
     assert states(http) == dict.fromkeys(ROWS, "ready")
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("moment", ["copied", "loading"])
 def test_when_the_pool_dies_in_the_middle_of_an_add_it_is_whole_or_not_there(http, settings, source, moment):
     before = footprint(settings)
@@ -260,6 +262,7 @@ def test_requests_in_flight_across_a_removal_are_answered_as_without_it(http, so
     assert found == wanted
 
 
+@pytest.mark.drill
 def test_what_came_in_is_there_when_every_replica_is_new(http, settings, source):
     """Deployed again with other settings, the pool hands over to the next one, and all replicas are replaced."""
     assert add(http, source, rows=SEAS).status_code == 201

@@ -4,7 +4,7 @@ import pytest
 
 from serve.deploy import deploy
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.drill]
 
 QUESTION = "The man turned on the faucet. What happened as a RESULT? As a result, the water"
 
