@@ -10,6 +10,7 @@ from ray import serve
 
 from lorafleet.config import Settings
 from lorafleet.errors import IndexUnavailable
+from lorafleet.models import pick_device
 from lorafleet.placing import places_of
 from lorafleet.retrieval import CorpusIndex, Encoder, Vectors, open_index, server
 from lorafleet.tasks import prompt_version
@@ -54,6 +55,10 @@ class Retriever:
         self._index: CorpusIndex | None = None
         self._opening = asyncio.Lock()
         self._placing = Placing(self._learn)
+        # On CPUs each by itself: in bfloat16 a vector depends a little on the texts that it is computed beside, and what
+        # composes an answer must not depend on who else asks. Short questions gain little by being computed together there.
+        on_cpu = pick_device(settings.models.device).type == "cpu"
+        self._together = 1 if on_cpu else settings.index.encode_batch
         self._search.set_max_batch_size(settings.index.encode_batch)
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
@@ -106,7 +111,7 @@ class Retriever:
         return await asyncio.to_thread(self._query, index, queries)
 
     def _query(self, index: CorpusIndex, queries: list[Query]) -> list[Answer]:
-        embeddings = self._encoder.encode([query.text for query in queries], self._settings.index.encode_batch)
+        embeddings = self._encoder.encode([query.text for query in queries], self._together)
         most, texts = max(query.neighbours for query in queries), any(query.texts for query in queries)
         found = index.query(embeddings, most, texts=texts)
         answers: list[Answer] = []
