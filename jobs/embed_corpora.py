@@ -46,7 +46,7 @@ from lorafleet.retrieval import (
     NextVersion,
     Vectors,
     Version,
-    one_at_a_time,
+    indexing,
     open_for_writing,
     server,
     sweep,
@@ -54,7 +54,6 @@ from lorafleet.retrieval import (
 from lorafleet.tasks import BadRow, CorpusRows, Task, load_catalogue, prompt_version
 
 FOLDER = ".embed"
-LOCK = ".embed.lock"
 
 
 @dataclass(frozen=True)
@@ -141,8 +140,7 @@ def embed_corpora(settings: Settings, rebuild: bool = False) -> EmbedReport:
     tasks = load_catalogue(settings.tasks).trained
     if not tasks:
         raise TaskError(f"none of tasks.names = {settings.tasks.names} is trained", "'lorafleet tasks' lists those that are")
-    alone = one_at_a_time(settings.state / LOCK, 0, "another run indexes corpora into this state", "Wait for its end")
-    with alone, _ledger(settings.state / FOLDER) as (ledger, path):
+    with indexing(settings.state), _ledger(settings.state / FOLDER) as (ledger, path):
         bad_rows = {task.name: _note_corpus(task, settings, ledger) for task in tasks}
         # A cluster's server is its own: only a server of this machine is started from here.
         started = server.on_this_machine(settings.index.url) and server.start(settings)

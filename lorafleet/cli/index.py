@@ -37,7 +37,7 @@ def import_file(
     file: FileArgument, config: ConfigOption = None, overrides: SetOption = [], state: StateOption = None
 ) -> None:
     """Let the rows of a file be the index, in the place of those that are searched now, in one step at the end."""
-    from lorafleet.retrieval import open_for_writing, server
+    from lorafleet.retrieval import indexing, open_for_writing, server
     from lorafleet.retrieval.backup import described, import_index
     from lorafleet.tasks import prompt_version
 
@@ -45,6 +45,6 @@ def import_file(
     count = sum(described(file).rows.values())
     if server.on_this_machine(settings.index.url):
         server.start(settings)
-    with progress("importing", count) as bar:
+    with indexing(settings.state), progress("importing", count) as bar:
         manifest = import_index(open_for_writing(settings, prompt_version()), file, bar.advance)
     typer.echo(f"{sum(manifest.rows.values())} rows of {len(manifest.rows)} tasks are searched now")

@@ -3,8 +3,8 @@
 Reads from top to bottom: `encoder` (texts to unit vectors), `tuning` (one that tells tasks apart), `neighbour` (what a
 search finds), `rows` (what is indexed, and what identifies it), `server` (the Chroma server of this machine), `connection`
 (the way to it), `version` (one collection of rows), `manifest` (what an index was made from), `lock` (one process at a
-time), `index` (the version that is searched), `building` (the next one), `exact` (the same search in memory, without
-Chroma). Only this room knows Chroma, and loads it when it is asked for.
+time), `index` (the version that is searched), `building` (the next one), `backup` (all of it as a file), `exact` (the same
+search in memory, without Chroma). Only this room knows Chroma, and loads it when it is asked for.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lorafleet.config import Settings
 from lorafleet.retrieval.encoder import Encoder, Vectors
 from lorafleet.retrieval.exact import ExactIndex
-from lorafleet.retrieval.lock import one_at_a_time
+from lorafleet.retrieval.lock import indexing, one_at_a_time
 from lorafleet.retrieval.manifest import Manifest, read_manifest, write_manifest
 from lorafleet.retrieval.neighbour import Neighbour
 from lorafleet.retrieval.rows import Entry, key_digest, row_identifiers, task_of
@@ -32,6 +32,7 @@ __all__ = [
     "NextVersion",
     "Vectors",
     "Version",
+    "indexing",
     "key_digest",
     "one_at_a_time",
     "open_for_writing",

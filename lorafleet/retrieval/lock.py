@@ -4,12 +4,13 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from lorafleet.errors import IndexUnavailable
 
 LOOK_SECONDS = 0.05
+INDEXING = ".embed.lock"
 
 
 @contextmanager
@@ -34,3 +35,12 @@ def one_at_a_time(path: Path, patience: float, problem: str, mend: str) -> Itera
         yield
     finally:
         os.close(descriptor)
+
+
+def indexing(state: Path) -> AbstractContextManager[None]:
+    """Held by whoever fills the next version of the index: two would take up each other's rows.
+
+    Raises:
+        IndexUnavailable: another process does so already.
+    """
+    return one_at_a_time(state / INDEXING, 0, "another run indexes corpora into this state", "Wait for its end")

@@ -19,7 +19,7 @@ from lorafleet.weighing.softmax import Softmax
 from lorafleet.weighing.sparse_projection import SparseProjection
 from lorafleet.weighing.top_k import TopK
 from lorafleet.weighing.uniform import Uniform
-from lorafleet.weighing.weighers import BY_NEIGHBOURS, BY_PLACE, WEIGHERS, Weigher, make_weigher, settings_of
+from lorafleet.weighing.weighers import BY_NEIGHBOURS, BY_PLACE, WEIGHERS, make_weigher, settings_of
 from lorafleet.weighing.weights import TaskWeights
 
 __all__ = [

@@ -2,17 +2,10 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 from lorafleet.weighing.shares import Similar, task_shares
+from lorafleet.weighing.weigher import Weigher
 from lorafleet.weighing.weights import TaskWeights
-
-
-class Weighs(Protocol):
-    """What has an opinion where something is near."""
-
-    def weigh(self, neighbours: Iterable[Similar], among: Collection[str] | None = None) -> TaskWeights:
-        """The weights of a query's neighbours, among these tasks."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +15,7 @@ class Abstaining:
     Shares cannot tell such a query from another: they sum to 1 however far away all rows are.
     """
 
-    weigher: Weighs
+    weigher: Weigher
     below: float
 
     def weigh(self, neighbours: Iterable[Similar], among: Collection[str] | None = None) -> TaskWeights:

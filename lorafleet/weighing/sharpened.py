@@ -2,18 +2,11 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from lorafleet.weighing.evidence import Evidence
 from lorafleet.weighing.shares import Similar
+from lorafleet.weighing.weigher import Weigher
 from lorafleet.weighing.weights import TaskWeights
-
-
-class Weighs(Protocol):
-    """What weighs rows by their similarity."""
-
-    def weigh(self, neighbours: Iterable[Similar], among: Collection[str] | None = None) -> TaskWeights:
-        """The weights of a query's neighbours, among these tasks."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +28,7 @@ class Sharpened:
         power: above 0.
     """
 
-    weigher: Weighs
+    weigher: Weigher
     power: float
 
     def weigh(self, neighbours: Iterable[Similar], among: Collection[str] | None = None) -> TaskWeights:

@@ -3,33 +3,20 @@
 Those that look at where a query lies stand in `BY_PLACE`: they need an `Evidence` with more than neighbours.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, Protocol
+from typing import Any
 
 from lorafleet.weighing.abstaining import Abstaining
 from lorafleet.weighing.nearest_prototypes import NearestPrototypes
 from lorafleet.weighing.nucleus import Nucleus
 from lorafleet.weighing.routed import Routed
-from lorafleet.weighing.shares import Similar
 from lorafleet.weighing.sharpened import Sharpened
 from lorafleet.weighing.softmax import Softmax
 from lorafleet.weighing.sparse_projection import SparseProjection
 from lorafleet.weighing.top_k import TopK
 from lorafleet.weighing.uniform import Uniform
-from lorafleet.weighing.weights import TaskWeights
-
-
-class Weigher(Protocol):
-    """Turns a query's neighbours into task weights; its fields are its settings."""
-
-    def weigh(self, neighbours: Iterable[Similar], among: Collection[str] | None = None) -> TaskWeights:
-        """Weights that sum to 1, the heaviest first; empty where no neighbour counts.
-
-        Args:
-            among: only these tasks count (those that have an adapter); all where absent.
-        """
-
+from lorafleet.weighing.weigher import Weigher
 
 BY_NEIGHBOURS: Mapping[str, type[Weigher]] = {"nucleus": Nucleus, "top_k": TopK, "softmax": Softmax, "uniform": Uniform}
 BY_PLACE: Mapping[str, type[Weigher]] = {

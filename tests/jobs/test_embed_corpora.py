@@ -25,7 +25,7 @@ from lorafleet.retrieval import (
     Entry,
     NextVersion,
     Version,
-    one_at_a_time,
+    indexing,
     open_for_writing,
     open_index,
     read_manifest,
@@ -235,7 +235,7 @@ def test_what_cannot_be_done_leaves_everything_as_it_was(settings, tmp_path):
         embed_corpora(chosen)
     write_rows(tmp_path / "colours.jsonl", ["a", "b"])
     with (
-        one_at_a_time(chosen.state / jobs.embed_corpora.LOCK, 0, "", ""),
+        indexing(chosen.state),
         pytest.raises(IndexUnavailable, match="another run"),
     ):
         embed_corpora(chosen)

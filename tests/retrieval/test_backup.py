@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from lorafleet.cli import app
-from lorafleet.errors import IndexMismatch
-from lorafleet.retrieval import Entry, open_for_writing, open_index, row_identifiers, server
+from lorafleet.errors import IndexMismatch, IndexUnavailable
+from lorafleet.retrieval import Entry, indexing, open_for_writing, open_index, row_identifiers, server
 from lorafleet.retrieval.backup import export_index, import_index
 from lorafleet.tasks import prompt_version
 
@@ -102,6 +102,8 @@ def test_from_one_server_to_another_by_the_command_line(index, served, tmp_path,
 
     try:
         assert "1230 rows of 2 tasks" in call(served, "export").output
+        with indexing(other.state), pytest.raises(IndexUnavailable, match="another run"):
+            call(other, "import")
         assert "1230 rows of 2 tasks are searched now" in call(other, "import").output
         assert contents(open_index(other, prompt_version())) == before
         assert json.loads((other.state / "index.json").read_text())["url"] == other.index.url
