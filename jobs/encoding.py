@@ -31,7 +31,7 @@ BLOCK_BYTES = 32 * 2**10
 
 @dataclass(frozen=True)
 class Embedded:
-    """A parcel with its vectors, float32 [entries, dimensions]."""
+    """Rows of a parcel with their vectors, float32 [entries, dimensions]."""
 
     entries: list[Entry]
     vectors: npt.NDArray[np.float32]
@@ -39,6 +39,9 @@ class Embedded:
 
 def embedded(reading: Reading, rows: int) -> Iterator[Embedded]:
     """Read parcels on this machine and embed them on the cluster; they come in any order.
+
+    Rows that the next version has already are embedded with those of their parcel, for the last bits of these, and left out
+    here: a row that is written twice can cost others their links in the graph, and they are never found again.
 
     Args:
         rows: how many there are, about; no more encoders are started than have something to do.
@@ -71,9 +74,7 @@ def embedded(reading: Reading, rows: int) -> Iterator[Embedded]:
     try:
         for block in vectors.iter_batches(batch_size=None, batch_format="pyarrow"):
             for parcel in block.to_pylist():
-                flat = np.frombuffer(parcel["vectors"], dtype=np.float32)
-                entries = _entries(parcel)
-                yield Embedded(entries, flat.reshape(len(entries), -1))
+                yield _missing(parcel)
     except RayError as error:
         cause = cause_of(error)
         if isinstance(cause, LoRAFleetError):
@@ -116,12 +117,16 @@ def _block(parcel: list[Row]) -> pyarrow.Table:
         "tasks": [[row.entry.task for row in parcel]],
         "keys": [[row.entry.text for row in parcel]],
         "texts": [[row.texts for row in parcel]],
+        "built": [[row.built for row in parcel]],
     }
     return pyarrow.table(columns)
 
 
-def _entries(parcel: Mapping[str, Any]) -> list[Entry]:
-    return [Entry(*row) for row in zip(parcel["identifiers"], parcel["tasks"], parcel["keys"], strict=True)]
+def _missing(parcel: Mapping[str, Any]) -> Embedded:
+    vectors = np.frombuffer(parcel["vectors"], dtype=np.float32).reshape(len(parcel["built"]), -1)
+    entries = [Entry(*row) for row in zip(parcel["identifiers"], parcel["tasks"], parcel["keys"], strict=True)]
+    places = [place for place, built in enumerate(parcel["built"]) if not built]
+    return Embedded([entries[place] for place in places], vectors[places])
 
 
 class _EncodeParcels:

@@ -79,8 +79,8 @@ def import_index(index: CorpusIndex, path: Path, note: Note | None = None) -> Ma
         strangers = set(there)
         for rows in _rows(path):
             strangers -= {entry.identifier for entry in rows.entries}
-            if not there.issuperset(entry.identifier for entry in rows.entries):
-                following.write(rows.entries, rows.vectors)
+            missing = [place for place, entry in enumerate(rows.entries) if entry.identifier not in there]
+            following.write([rows.entries[place] for place in missing], rows.vectors[missing])
             if note is not None:
                 note(len(rows.entries))
         following.version.delete(strangers)

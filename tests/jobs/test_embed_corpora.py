@@ -317,7 +317,8 @@ def test_chroma_and_the_driver_killed_in_the_middle_leave_what_an_undisturbed_ru
         wait_until(lambda: rows_beside(rough) > 500, driver)
         driver.send_signal(signal.SIGKILL)
         driver.wait()
-        assert 500 < rows_beside(rough) < 1050
+        left = rows_beside(rough)
+        assert 500 < left < 1050
         assert contents(rough) == before
         taken_up = embed_corpora(rough)
         wait_until(lambda: seen[-1:] == [len(after)])
@@ -326,8 +327,8 @@ def test_chroma_and_the_driver_killed_in_the_middle_leave_what_an_undisturbed_ru
         over.set()
         reader.join()
 
-    # Less than all: what was in flight when the driver died may be written once more.
-    assert 0 < taken_up.written["colours"] < 750
+    # A batch that was on its way when the driver died may have come since; none is written once more.
+    assert 0 < taken_up.written["colours"] <= len(after) - left
     assert contents(rough) == after
     assert set(seen) == {len(before), len(after)}, "a reader saw a part, or nothing"
     assert seen == sorted(seen), "a reader went back"
@@ -373,10 +374,13 @@ def wait_until(there: Callable[[], bool], driver: "subprocess.Popen[bytes] | Non
 
 
 def ask_in_a_loop(settings, query, before, after, over, seen) -> None:
-    """Note how many rows a reader finds, while they are all of the index before or all of the one after; -1 for a mix."""
-    texts = {len(rows): sorted(row[1] for row in rows.values()) for rows in (before, after)}
+    """Note how many rows the index has that a reader finds, the one before or the one after; -1 for a mix, or a part.
+
+    A graph reaches nearly all of its rows, and not always every one.
+    """
+    texts = {len(rows): {row[1] for row in rows.values()} for rows in (before, after)}
     reader = open_index(settings, prompt_version())
     while not over.is_set():
-        found = sorted(row.text for row in reader.query(query, 5000)[0])
-        seen.append(len(found) if texts.get(len(found)) == found else -1)
+        found = {row.text for row in reader.query(query, 5000)[0]}
+        seen.append(next((rows for rows, known in texts.items() if found <= known and len(found) > 0.97 * len(known)), -1))
         time.sleep(0.05)
