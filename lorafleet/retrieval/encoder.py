@@ -34,6 +34,8 @@ class Encoder:
         self._model = load_encoder(settings).to(pick_encoder_dtype(settings.encoder_dtype, device))
         # A short question takes less than half the time so, and batches of rows two thirds.
         pack_linears(self._model)
+        self._model.eval()
+        self._prompt = self._model.prompts.get(self._model.default_prompt_name or "")
         self.dimensions = int(self._model.get_embedding_dimension() or 0)
 
     def encode(self, texts: Sequence[str], batch: int) -> Vectors:
@@ -42,10 +44,18 @@ class Encoder:
         Returns:
             float32 [texts, dimensions], every row of length 1, so that a dot product is the cosine.
         """
-        if not texts:
-            return np.empty((0, self.dimensions), dtype=np.float32)
-        found = self._model.encode(list(texts), batch_size=batch, convert_to_tensor=True, show_progress_bar=False)
-        vectors: Vectors = found.float().cpu().numpy()
+        import torch
+        from sentence_transformers.util import batch_to_device
+
+        vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
+        longest_first = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
+        for first in range(0, len(texts), batch):
+            places = longest_first[first : first + batch]
+            # The library's own `encode` looks through the whole model before every text: 3 ms of 11 for a short question.
+            features = self._model.preprocess([texts[place] for place in places], prompt=self._prompt)
+            with torch.inference_mode():
+                found = self._model(batch_to_device(features, self._model.device))["sentence_embedding"]
+            vectors[places] = found[:, : self.dimensions].float().cpu().numpy()
         # Of float32, whatever the encoder computes in: lengths that are rounded would be part of every cosine.
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors

@@ -33,3 +33,14 @@ def test_a_row_of_several_texts_has_the_mean_of_their_vectors():
     np.testing.assert_allclose(embedded, sums / np.linalg.norm(sums, axis=1, keepdims=True), atol=1e-5)
     alone = encoder.encode_rows([(text,) for text in TEXTS], batch=4)
     np.testing.assert_array_equal(alone, encoder.encode(TEXTS, batch=4))
+
+
+def test_an_encoder_that_puts_a_prompt_before_every_text_is_asked_so(tmp_path):
+    models = load_settings(overrides=["models.encoder_dtype=float32"]).models
+    prompted = load_encoder(models)
+    prompted.prompts, prompted.default_prompt_name = {"question": "Somebody asks: "}, "question"
+    prompted.save(str(tmp_path / "encoder"))
+    encoder = Encoder(models.model_copy(update={"encoder": str(tmp_path / "encoder")}))
+    found = encoder.encode(TEXTS, batch=2)
+    np.testing.assert_allclose(found, prompted.encode(TEXTS, normalize_embeddings=True), atol=1e-4)
+    assert (found * Encoder(models).encode(TEXTS, batch=2)).sum(axis=1).max() < 0.99
