@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 
 from benchmarks.fleet import MODULES, WORDS, random_adapters
 from benchmarks.report import tell
+from lorafleet.cli.service import RAY_ENVIRONMENT
 from lorafleet.composition import Composition
 from lorafleet.composition.files import CONFIG_FILE, WEIGHTS_FILE
 from lorafleet.config import Models, Settings, load_settings
@@ -185,7 +186,7 @@ def main(
     to: Annotated[Path | None, typer.Option("--json", help="The same as JSON")] = None,
 ) -> None:
     """Measure both sides."""
-    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.update(RAY_ENVIRONMENT)
     generator = f"min_replicas: {replicas}, max_replicas: {replicas}, gpus: {gpus}, max_ongoing_requests: 400"
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder) / "state"

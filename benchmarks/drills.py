@@ -2,9 +2,11 @@
 
     python -m benchmarks.drills --state state
     python -m benchmarks.drills --state state --only generator,chroma
+    python -m benchmarks.drills --state state --own-networks        as root, on Linux
 
 The nodes are three raylets of this machine: a head, one with CPUs, and one that says it has a GPU, where two generators run.
-The state folder needs an index and adapters (`lorafleet demo` makes both).
+The state folder needs an index and adapters (`lorafleet demo` makes both). With `--own-networks` each node has a network of
+its own, and Chroma has that of the head; then nodes are cut off, too.
 
 Clients ask the same questions over and over, and do not ask again after an error: every request that is not answered counts.
 What an answer has to be is known from before the first fault, so a wrong one is seen. A drill is over when the endpoint has
@@ -13,11 +15,10 @@ answered all questions for some seconds and the cluster is at full strength agai
 Ends with 1 where an answer was wrong, or a drill never came to an end.
 """
 
-import json
 import os
-import shutil
 import signal
-import tempfile
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -30,13 +31,13 @@ from typing import Annotated, Any, Literal
 
 import httpx
 import psutil
-import ray
 import typer
 from ray import serve
-from ray.cluster_utils import Cluster
 from rich.console import Console
 
+from benchmarks.nodes import Nodes, OwnNetworks, joined
 from benchmarks.report import tell
+from lorafleet.cli.service import RAY_ENVIRONMENT
 from lorafleet.config import Settings, load_settings
 from lorafleet.retrieval import server
 from serve.app import APPLICATION
@@ -50,6 +51,8 @@ LONGEST_SECONDS = 240.0
 CHROMA_AWAY_SECONDS = 5.0
 """For how long a supervisor lets Chroma lie."""
 NODE_AWAY_SECONDS = 5.0
+CUT_SECONDS = 15.0
+"""Shorter than what Ray takes for the end of a node."""
 TOKENS = 6
 TEXTS = (
     "Where can I buy a tennis ball?",
@@ -136,21 +139,16 @@ def text_of(answer: httpx.Response) -> str:
 class Fleet:
     """The cluster, and the application on it."""
 
-    cluster: Cluster
+    nodes: Nodes
     settings: Settings
     cpu_node: Any
     gpu_node: Any
+    chroma: "subprocess.Popen[bytes]"
 
     def pids(self, title: str) -> list[int]:
         """Processes of this cluster by the title that Ray gives them."""
-        raylets = [
-            psutil.Process(process.process.pid)
-            for node in self.cluster.list_all_nodes()
-            for process in node.all_processes.get("raylet", [])
-        ]
-        found = (child for raylet in raylets for child in raylet.children(recursive=True))
         # While it answers, the name of a method stands behind.
-        return [child.pid for child in found if title_of(child).startswith(title)]
+        return [process.pid for process in self.nodes.processes() if title_of(process).startswith(title)]
 
     def kill(self, title: str) -> None:
         """Kill one process of that title, without a word to anybody."""
@@ -176,28 +174,51 @@ class Fleet:
 
     def lose_cpu_node(self) -> None:
         """A machine goes away with all that runs on it, and another one comes."""
-        self.cluster.remove_node(self.cpu_node, allow_graceful=False)
+        self.nodes.kill(self.cpu_node)
         time.sleep(NODE_AWAY_SECONDS)
-        self.cpu_node = self.cluster.add_node(**CPU_NODE)
+        self.cpu_node = self.nodes.add(CPU_NODE)
 
     def lose_gpu_node(self) -> None:
         """The same with the one of the generators."""
-        self.cluster.remove_node(self.gpu_node, allow_graceful=False)
+        self.nodes.kill(self.gpu_node)
         time.sleep(NODE_AWAY_SECONDS)
-        self.gpu_node = self.cluster.add_node(**GPU_NODE)
+        self.gpu_node = self.nodes.add(GPU_NODE)
+
+    def cut_cpu_node(self) -> None:
+        """Nobody reaches a machine for a while, and it reaches nobody."""
+        assert isinstance(self.nodes, OwnNetworks)
+        self.nodes.cut(self.cpu_node, CUT_SECONDS)
+
+    def cut_gpu_node(self) -> None:
+        """The same with the one of the generators."""
+        assert isinstance(self.nodes, OwnNetworks)
+        self.nodes.cut(self.gpu_node, CUT_SECONDS)
 
     def lose_chroma(self) -> None:
         """Kill the index's server; a supervisor starts it again."""
-        record = json.loads((self.settings.state / "run" / "chroma.json").read_text(encoding="utf-8"))
-        os.kill(record["pid"], signal.SIGKILL)
+        os.kill(self.chroma.pid, signal.SIGKILL)
+        self.chroma.wait()
         time.sleep(CHROMA_AWAY_SECONDS)
-        server.start(self.settings)
+        self.chroma = start_chroma(self.settings)
 
     def update(self) -> None:
         """Other settings, which replace every replica."""
         generation = self.settings.generation.model_copy(update={"max_tokens": self.settings.generation.max_tokens + 1})
         self.settings = self.settings.model_copy(update={"generation": generation})
         deploy(self.settings)
+
+
+def start_chroma(settings: Settings) -> "subprocess.Popen[bytes]":
+    """The index's server, on the address of the settings; returns once it answers."""
+    host, port = server.address(settings.index.url)
+    program = str(Path(sys.executable).with_name("chroma"))
+    command = [program, "run", "--path", str(settings.chroma), "--host", host, "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not server.answers(settings.index):
+        if process.poll() is not None:
+            raise RuntimeError("the Chroma server ended at once")
+        time.sleep(0.1)
+    return process
 
 
 def title_of(process: psutil.Process) -> str:
@@ -219,6 +240,8 @@ DRILLS: Mapping[str, tuple[str, Callable[[Fleet], None]]] = {
     "chroma": (f"Chroma is killed, and started {CHROMA_AWAY_SECONDS:.0f} s later", Fleet.lose_chroma),
     "cpu_node": (f"the CPU node is lost, another joins {NODE_AWAY_SECONDS:.0f} s later", Fleet.lose_cpu_node),
     "gpu_node": (f"the GPU node is lost, another joins {NODE_AWAY_SECONDS:.0f} s later", Fleet.lose_gpu_node),
+    "cpu_node_cut": (f"the CPU node's network is away for {CUT_SECONDS:.0f} s", Fleet.cut_cpu_node),
+    "gpu_node_cut": (f"the GPU node's network is away for {CUT_SECONDS:.0f} s", Fleet.cut_gpu_node),
     "update": ("all replicas are replaced, by those of other settings", Fleet.update),
 }
 
@@ -274,19 +297,17 @@ def drill(name: str, fleet: Fleet, clients: Clients, count: int) -> Drilled:
 
 
 def calm(clients: Clients, since: float) -> bool:
-    """Whether all questions have been answered since, and nothing else has been heard for some seconds."""
+    """Whether all questions have been asked and answered since, and nothing else has been heard for some seconds."""
     now = time.monotonic()
-    if now < since + CALM_SECONDS:
-        return False
-    recent = [heard for heard in list(clients.heard) if heard.asked > now - max(CALM_SECONDS, 2 * slowest(clients))]
-    answered = {heard.question for heard in recent if heard.outcome == "answered"}
-    return answered == set(clients.questions) and all(heard.outcome == "answered" for heard in recent)
-
-
-def slowest(clients: Clients) -> float:
-    """How long a round of all questions takes a client."""
-    recent = list(clients.heard)[-len(clients.questions) :]
-    return sum(heard.heard - heard.asked for heard in recent)
+    heard = list(clients.heard)
+    answered = {one.question for one in heard if one.asked > since and one.outcome == "answered"}
+    recent = [one for one in heard if one.heard > now - CALM_SECONDS]
+    return (
+        now > since + CALM_SECONDS
+        and answered == set(clients.questions)
+        and bool(recent)
+        and all(one.outcome == "answered" for one in recent)
+    )
 
 
 @dataclass(frozen=True)
@@ -343,26 +364,20 @@ def wait_for(true: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def running(settings: Settings) -> Iterator[Fleet]:
+def running(settings: Settings, own_networks: bool) -> Iterator[Fleet]:
     """The application on three nodes."""
-    folder = tempfile.mkdtemp(prefix="drills")
-    # As `lorafleet up` starts it.
-    as_up = {"RAY_worker_niceness": "0", "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2"}
-    os.environ.update({"RAY_TMPDIR": folder, "HF_HUB_OFFLINE": "1", **as_up})
-    os.environ.pop("RAY_ADDRESS", None)
-    cluster = Cluster(initialize_head=True, head_node_args={**HEAD, "include_dashboard": False})
-    try:
-        cpu_node, gpu_node = cluster.add_node(**CPU_NODE), cluster.add_node(**GPU_NODE)
-        ray.init(cluster.address, logging_level="ERROR", log_to_driver=False)
-        server.start(settings)
-        deploy(settings)
-        yield Fleet(cluster, settings, cpu_node, gpu_node)
-        serve.shutdown()
-    finally:
-        server.stop(settings)
-        ray.shutdown()
-        cluster.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    with joined(HEAD, own_networks, {"HF_HUB_OFFLINE": "1", **RAY_ENVIRONMENT}) as nodes:
+        url = f"http://{nodes.host}:{server.address(settings.index.url)[1]}"
+        settings = settings.model_copy(update={"index": settings.index.model_copy(update={"url": url})})
+        cpu_node, gpu_node = nodes.add(CPU_NODE), nodes.add(GPU_NODE)
+        fleet = Fleet(nodes, settings, cpu_node, gpu_node, start_chroma(settings))
+        try:
+            deploy(settings)
+            yield fleet
+            serve.shutdown()
+        finally:
+            fleet.chroma.kill()
+            fleet.chroma.wait()
 
 
 def questions_of(adapters: list[str]) -> dict[str, dict[str, Any]]:
@@ -388,10 +403,12 @@ def main(
     clients: Annotated[int, typer.Option(min=1)] = 4,
     index_port: Annotated[int, typer.Option(help="Where the Chroma server listens meanwhile")] = 8190,
     port: Annotated[int, typer.Option(help="Where the endpoint listens meanwhile")] = 8191,
+    own_networks: Annotated[bool, typer.Option("--own-networks", help="Of every node; needs root")] = False,
     out: Annotated[Path | None, typer.Option("--json", help="The same as JSON")] = None,
 ) -> None:
     """Kill what there is to be killed."""
-    chosen = [name for name in [*DRILLS, "scaling"] if not only or name in only.split(",")]
+    possible = [name for name in [*DRILLS, "scaling"] if own_networks or not name.endswith("_cut")]
+    chosen = [name for name in possible if not only or name in only.split(",")]
     settings = load_settings(
         state=state.resolve(),
         models={"dtype": "float32"},
@@ -404,7 +421,7 @@ def main(
     )
     done: list[Drilled] = []
     scaled = None
-    with running(settings) as fleet:
+    with running(settings, own_networks) as fleet:
         url = f"http://127.0.0.1:{port}"
         listed = httpx.get(f"{url}/v1/models").json()["data"]
         asking = Clients(url, questions_of([model["task"] for model in listed if model.get("task")]))
@@ -430,7 +447,8 @@ def main(
     ]
     columns = ["drill", "answered", "not answered", "wrong", "last one after, s", "whole after, s", "slowest answer, s"]
     measured = {"drills": [vars(one) for one in done], "scaling": vars(scaled) if scaled else None}
-    tell(f"{clients} clients, three nodes", columns, rows, measured, out)
+    networks = ", each in a network of its own" if own_networks else ""
+    tell(f"{clients} clients, three nodes{networks}", columns, rows, measured, out)
     wrong = sum(one.wrong for one in done) + (scaled.wrong if scaled else 0)
     if wrong or any(one.whole_seconds is None for one in done):
         raise typer.Exit(1)

@@ -7,6 +7,7 @@ from ray import serve
 from small_fleet import free_port
 
 from jobs.embed_corpora import embed_corpora
+from lorafleet.cli.service import RAY_ENVIRONMENT
 from lorafleet.config import Settings, load_settings
 from lorafleet.retrieval import server
 from lorafleet.tasks import load_catalogue, load_corpus
@@ -19,19 +20,22 @@ TASKS = ["copa", "sst2", "wnli"]
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[int]:
     """A Ray cluster of this process, and the port on which Serve listens in it."""
-    ray.init(
-        "local",
-        num_cpus=4,
-        include_dashboard=False,
-        logging_level="error",
-        # Ten times as often as usual: test_metrics.py waits for reports.
-        _system_config={"metrics_report_interval_ms": 1000},
-    )
-    try:
-        yield free_port()
-    finally:
-        serve.shutdown()
-        ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in RAY_ENVIRONMENT.items():
+            patch.setenv(name, value)
+        ray.init(
+            "local",
+            num_cpus=4,
+            include_dashboard=False,
+            logging_level="error",
+            # Ten times as often as usual: test_metrics.py waits for reports.
+            _system_config={"metrics_report_interval_ms": 1000},
+        )
+        try:
+            yield free_port()
+        finally:
+            serve.shutdown()
+            ray.shutdown()
 
 
 @pytest.fixture(scope="session")
