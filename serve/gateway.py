@@ -21,6 +21,7 @@ from lorafleet.config import Settings
 from lorafleet.errors import LoRAFleetError, RequestError
 from serve.answers import chat_response, completion_response, milliseconds_since
 from serve.body_limit import BodyLimit, limit_by
+from serve.calls import over_grpc
 from serve.choosing import AUTO, BASE, Choice, choose, task_of_model, wish_of
 from serve.chunks import ChatWording, Chunks, CompletionWording
 from serve.deadline import Deadline
@@ -119,8 +120,8 @@ class Gateway:
         pool: DeploymentHandle,
     ) -> None:
         self._settings = settings
-        self._retriever, self._weigher, self._generator = retriever, weigher, generator
-        self._streaming = generator.options(stream=True)
+        self._retriever, self._weigher, self._generator = map(over_grpc, (retriever, weigher, generator))
+        self._streaming = self._generator.options(stream=True)
         self._roster = stored_adapters(settings)
         self._started = int(time.time())
         guard_by(settings)

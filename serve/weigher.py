@@ -12,6 +12,7 @@ from lorafleet.adapters import stored_adapters
 from lorafleet.config import Settings, Weighing
 from lorafleet.errors import SettingsError
 from lorafleet.weighing import BY_PLACE, Evidence, Places, make_weigher
+from serve.calls import over_grpc
 from serve.choosing import Wish
 from serve.errors import awaited
 from serve.follower import Follower, Published
@@ -28,7 +29,7 @@ class Weigher:
     ) -> None:
         self._tasks = frozenset(stored_adapters(settings).adapters)
         self._weighing = settings.weighing
-        self._retriever = retriever
+        self._retriever = over_grpc(retriever)
         self._places: Places | None = None
         self._metrics = WeighingMetrics()
         self._follower = Follower(pool, "weigher", self._take_tasks)
