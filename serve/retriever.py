@@ -1,6 +1,7 @@
 """Queries to their neighbours: one encoder in memory, and the index on its server."""
 
 import asyncio
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ class Retriever:
         Raises:
             ModelError: it is not there, or cannot be loaded.
         """
+        from torch import set_num_threads
+
         self._settings = settings
         self._encoder = Encoder(settings.models)
         self._neighbours, self._weigher = settings.weighing.neighbours, settings.weighing.weigher
@@ -60,6 +63,11 @@ class Retriever:
         on_cpu = pick_device(settings.models.device).type == "cpu"
         self._together = 1 if on_cpu else settings.index.encode_batch
         self._search.set_max_batch_size(settings.index.encode_batch)
+        if on_cpu and not settings.serving.retriever.cpus:
+            # Ray holds a replica that reserves no CPU to one thread, and a long question would take it half as long again.
+            set_num_threads(len(os.sched_getaffinity(0)))
+        if on_cpu:
+            self._encoder.warm_up()
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Change settings without a restart: `neighbours` and `weigher` of a query that does not say."""

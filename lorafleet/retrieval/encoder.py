@@ -38,6 +38,15 @@ class Encoder:
         self._prompt = self._model.prompts.get(self._model.default_prompt_name or "")
         self.dimensions = int(self._model.get_embedding_dimension() or 0)
 
+    def warm_up(self) -> None:
+        """Embed a text of every length that oneDNN compiles products for: those who ask first would wait."""
+        from lorafleet.packing import padded_rows
+
+        longest = int(self._model.max_seq_length or 0)
+        for tokens in sorted({padded_rows(count) for count in range(1, longest + 1)}):
+            # Two tokens stand around every text.
+            self.encode(["a " * (tokens - 2)], 1)
+
     def encode(self, texts: Sequence[str], batch: int) -> Vectors:
         """Embed texts, as many at once as `batch` says, texts of like length together.
 
