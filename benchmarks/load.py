@@ -96,6 +96,7 @@ class Heard:
         timings: as the answer tells them.
         retry_after: of a refusal, in seconds, where it says so.
         shaped: of a refusal, whether it has OpenAI's shape.
+        at: when, in seconds of this machine's clock.
     """
 
     kind: str
@@ -107,6 +108,7 @@ class Heard:
     timings: Mapping[str, float] = field(default_factory=dict)
     retry_after: float | None = None
     shaped: bool = True
+    at: float = field(default_factory=time.perf_counter)
 
 
 class Faulty(Exception):
@@ -351,6 +353,8 @@ def steady(heard: Sequence[Heard], clients: int, took: float, faults: list[str])
         "failed": dict(wrong),
         "requests_per_second": len(heard) / took,
         "tokens_per_second": sum(one.tokens for one in answered) / took,
+        # Clients that ask again at once are answered more often when they are answered sooner: this is what would fall.
+        "by_quarter": quarters(answered, took),
         "milliseconds": {name: percentiles(values) for name, values in series.items() if len(values) > 1},
         "latency_by_kind": {
             kind: percentiles(values)
@@ -358,6 +362,23 @@ def steady(heard: Sequence[Heard], clients: int, took: float, faults: list[str])
             if len(values := [one.milliseconds for one in longer if one.kind == kind]) > 1
         },
     }
+
+
+def quarters(answered: Sequence[Heard], took: float) -> list[dict[str, float]]:
+    """Of each quarter of the time: answers and tokens a second, and the mean latency."""
+    start = max(one.at for one in answered) - took if answered else 0.0
+    found = []
+    for quarter in range(4):
+        first, last = (start + part * took / 4 for part in (quarter, quarter + 1))
+        these = [one for one in answered if first < one.at <= last]
+        found.append(
+            {
+                "answers_per_second": 4 * len(these) / took,
+                "tokens_per_second": 4 * sum(one.tokens for one in these) / took,
+                "mean_ms": statistics.fmean(one.milliseconds for one in these) if these else 0.0,
+            }
+        )
+    return found
 
 
 def watch(memory: dict[str, list[float]], seconds: float) -> None:
@@ -480,6 +501,11 @@ def report(measured: Mapping[str, Any], to: Path | None) -> None:
             f"{part['requests_per_second']:.2f} requests/s, {part['tokens_per_second']:.1f} tokens/s; "
             f"still held: {measured['held']}"
         )
+        by_quarter = (
+            f"{one['answers_per_second']:.2f} and {one['tokens_per_second']:.1f} ({one['mean_ms']:,.0f})"
+            for one in part["by_quarter"]
+        )
+        titles.append(f"Answers/s, tokens/s (mean latency, ms) by quarter: {', '.join(by_quarter)}")
         rows += [row(name, values) for name, values in part["milliseconds"].items()]
         rows += [row(f"latency, {kind}", values) for kind, values in part["latency_by_kind"].items()]
     if "crowd" in measured:

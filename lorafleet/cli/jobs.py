@@ -23,10 +23,17 @@ def tune(context: typer.Context) -> None:
     raise typer.Exit(run_job("jobs.train_retriever", context.args))
 
 
-def run_job(module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
-    """Run a module as a program, with this terminal, and give its exit code."""
+def run_job(
+    module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None, silent: bool = False
+) -> int:
+    """Run a module as a program, with this terminal, and give its exit code.
+
+    Args:
+        silent: what it prints is for programs; its errors are heard all the same.
+    """
     command = [sys.executable, "-m", module, *arguments]
-    process = subprocess.Popen(command, env={**os.environ, **(environment or {})})
+    output = subprocess.DEVNULL if silent else None
+    process = subprocess.Popen(command, env={**os.environ, **(environment or {})}, stdout=output)
     while True:
         try:
             return process.wait()

@@ -82,7 +82,7 @@ def deploy(settings: Settings, arguments: list[str]) -> None:
         typer.echo("Up already, with these settings and adapters")
         return
     record.unlink(missing_ok=True)
-    if run_job("serve.deploy", arguments, ray_environment(settings)) != 0:
+    if run_job("serve.deploy", arguments, ray_environment(settings), silent=True) != 0:
         raise LoRAFleetError("the endpoint did not come up", f"Its logs are below {settings.state / 'run'}")
     write_json(record, wanted)
 
