@@ -81,6 +81,7 @@ def test_stopped_after_any_step_it_goes_on_from_its_checkpoint_to_the_same_bytes
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
+@pytest.mark.drill
 def test_killed_before_any_change_of_a_file_it_ends_the_same_and_leaves_nothing(settings, corpus, tmp_path):
     """An older adapter lies in its place: that one, the new one or none is seen there, and nothing in between."""
     short = changed(settings, max_steps=3, checkpoint_steps=1, accumulation=1)
