@@ -1,7 +1,7 @@
 """The index by its size: how long it takes to fill, what Chroma needs of memory and disk, how soon and how well it answers.
 
     python -m benchmarks.search                                            34,000 rows of 22 tasks, and 100,000 of 100
-    python -m benchmarks.search --rows 34000,1000000 --tasks 22,1000       an hour on two cores
+    python -m benchmarks.search --rows 34000,1000000 --tasks 22,1000       half an hour on two cores
 
 Rows are drawn, not embedded: what an encoder takes is told by `benchmarks.embed`. Like sentences of one template, those of a
 task lie around a middle of its own, all tasks share a direction, and what tells rows apart has a few dozen dimensions, not
@@ -24,6 +24,7 @@ import numpy as np
 import psutil
 import typer
 
+from benchmarks.fleet import WORDS
 from benchmarks.report import tell
 from lorafleet.config import Settings, load_settings
 from lorafleet.progress import progress
@@ -31,7 +32,6 @@ from lorafleet.retrieval import CorpusIndex, Entry, NextVersion, Vectors, open_f
 from lorafleet.tasks import prompt_version
 
 DIMENSIONS, VARIED = 384, 48
-WORDS = ["river", "stone", "light", "market", "seven", "walks", "under", "blue", "question", "answer", "winter", "paper"]
 WORDS_PER_ROW = 30
 MIB = 2**20
 

@@ -5,7 +5,7 @@ export PATH="$HOME/lorafleet-env/bin:$PATH"
 export RAY_AUTH_MODE=token
 # Serve replaces a proxy that died after three looks at it; every 10 s would be 30 s in which nobody is answered.
 export RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S=2
-# From the proxy to a gateway by gRPC takes half the time of a call by Ray's actors.
+# From the proxy to a gateway by gRPC is quicker than by tasks of Ray's actors.
 export RAY_SERVE_PROXY_USE_GRPC=1
 # The folder that all nodes see.
 export LORAFLEET_STATE=/mnt/lorafleet

@@ -26,7 +26,7 @@ RAY_ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     # Serve replaces a proxy that died after three looks at it: usually 30 s in which nobody is answered.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
-    # From the proxy to a gateway by gRPC takes half the time of a call by Ray's actors.
+    # From the proxy to a gateway by gRPC is quicker than by tasks of Ray's actors.
     "RAY_SERVE_PROXY_USE_GRPC": "1",
 }
 """What every process of a cluster is to have that serves a fleet."""

@@ -382,5 +382,5 @@ def ask_in_a_loop(settings, query, before, after, over, seen) -> None:
     reader = open_index(settings, prompt_version())
     while not over.is_set():
         found = {row.text for row in reader.query(query, 5000)[0]}
-        seen.append(next((rows for rows, known in texts.items() if found <= known and len(found) > 0.97 * len(known)), -1))
+        seen.append(next((rows for rows, known in texts.items() if found <= known and len(found) > 0.99 * len(known)), -1))
         time.sleep(0.05)
