@@ -9,11 +9,12 @@ merges the adapters anew for every request (measured on a few of them) and answe
 """
 
 import gc
+import math
 import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -25,9 +26,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from benchmarks.fleet import load, random_adapters, random_compositions, random_prompts, synchronise, with_peft
 from benchmarks.report import tell
 from lorafleet.composition import BASE, Adapter, Composition
+from lorafleet.composition.pages import page_rank_for
 from lorafleet.engine import Engine, GenerationRequest
 
 console = Console(stderr=True)
+MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Measured:
 
     Attributes:
         before_first_ms: what a composition that was never seen before costs before its first token can be computed.
+        loading_seconds: what it took to bring all adapters in.
+        adapters_mib: what they take on the device.
     """
 
     side: str
@@ -43,6 +48,8 @@ class Measured:
     seconds: float
     output_tokens: int
     before_first_ms: float | None = None
+    loading_seconds: float | None = None
+    adapters_mib: float | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -62,7 +69,7 @@ def main(
     shortest: Annotated[int, typer.Option(help="tokens of the shortest prompt")] = 40,
     longest: Annotated[int, typer.Option(help="and of the longest")] = 400,
     new: Annotated[int, typer.Option(help="new tokens of each request")] = 64,
-    padded: Annotated[int, typer.Option(help="batch of generate")] = 64,
+    padded: Annotated[int, typer.Option(help="batch of generate; 0 for none")] = 64,
     merged: Annotated[int, typer.Option(help="requests answered by merging with PEFT; 0 for none")] = 4,
     repeats: Annotated[int, typer.Option(help="of the engine's sides; the best counts")] = 2,
     to: Annotated[Path | None, typer.Option("--json", help="write what was measured to this file")] = None,
@@ -92,7 +99,10 @@ def main(
             side.requests / side.seconds,
             side.tokens_per_second,
             first / side.tokens_per_second,
-            "" if side.before_first_ms is None else f"{side.before_first_ms:,.2f}",
+            *(
+                "" if one is None else f"{one:,.2f}"
+                for one in (side.before_first_ms, side.loading_seconds, side.adapters_mib)
+            ),
         )
         for side in sides
     ]
@@ -100,7 +110,17 @@ def main(
         f"{model}, {adapters} adapters of rank {rank}, {each} a request ({method}), "
         f"prompts of {shortest} to {longest} tokens, {new} new, {rows} in flight"
     )
-    columns = ("side", "requests", "s", "requests/s", "output tokens/s", "composed / this", "ms before a new composition")
+    columns = (
+        "side",
+        "requests",
+        "s",
+        "requests/s",
+        "tokens/s",
+        "composed / this",
+        "ms, new composition",
+        "s, loading",
+        "MiB",
+    )
     tell(title, columns, table, {"title": title, "sides": [asdict(side) for side in sides]}, to)
 
 
@@ -120,19 +140,26 @@ def _engine(
     # What the other sides held goes back before the engine takes what is free.
     gc.collect()
     torch.cuda.empty_cache()
+    page_rank = page_rank_for([fleet[0].rank])
     engine = Engine(
         model,
         tokenizer,
         rows=rows,
         longest=4096,
-        pages=len(fleet),
-        page_rank=fleet[0].rank,
+        pages=len(fleet) * math.ceil(fleet[0].rank / page_rank),
+        page_rank=page_rank,
     )
+    began = time.perf_counter()
     for adapter in fleet:
         engine.pool.add(adapter)
-    engine.warm_up()
     # Every adapter is brought in once; a composition of them is then as new as any.
-    engine.generate([GenerationRequest("warm", Composition("cat", {adapter.name: 1.0}), max_tokens=2) for adapter in fleet])
+    for adapter in fleet:
+        _lease(engine, Composition("cat", {adapter.name: 1.0}))
+    synchronise()
+    loading = time.perf_counter() - began
+    held = sum(one.a.nbytes + one.b.nbytes for one in engine.pool.pages.tensors if one is not None) / MIB
+    engine.warm_up()
+    engine.generate([GenerationRequest("warm", Composition("cat", {fleet[0].name: 1.0}), max_tokens=2)])
 
     def side(name: str, chosen: Sequence[Composition]) -> Measured:
         asked = [
@@ -142,7 +169,8 @@ def _engine(
         seconds = _best(lambda: engine.generate(asked), repeats, name)
         return Measured(name, len(asked), seconds, len(asked) * new, _leasing(engine, chosen))
 
-    measured = [side(COMPOSED, compositions), side("the same engine without adapters", [BASE] * len(prompts))]
+    composed = replace(side(COMPOSED, compositions), loading_seconds=loading, adapters_mib=held)
+    measured = [composed, side("the same engine without adapters", [BASE] * len(prompts))]
     engine.close()
     return measured
 
@@ -154,16 +182,23 @@ def _leasing(engine: Engine, compositions: Sequence[Composition]) -> float | Non
     times = []
     for composition in compositions:
         start = time.perf_counter()
-        lease = engine.pool.lease(engine.pool.recipe(composition))
+        _lease(engine, composition)
         times.append(1000 * (time.perf_counter() - start))
-        assert lease is not None
-        engine.pool.release(lease)
     return statistics.median(times)
+
+
+def _lease(engine: Engine, composition: Composition) -> None:
+    """Bring in what a composition needs, and let it go."""
+    lease = engine.pool.lease(engine.pool.recipe(composition))
+    assert lease is not None
+    engine.pool.release(lease)
 
 
 def _padded(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], new: int, batch: int
 ) -> list[Measured]:
+    if not batch:
+        return []
     tokenizer.padding_side = "left"
 
     def run() -> None:

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,7 +34,7 @@ from benchmarks.report import tell
 from lorafleet.config import Settings, Training, load_settings
 from lorafleet.errors import TrainingError
 from lorafleet.prompts import end_token
-from lorafleet.tasks import Corpus, load_catalogue, load_corpus
+from lorafleet.tasks import Corpus, joined, load_catalogue, load_corpus
 from lorafleet.training import choose_backend, train_adapter
 from lorafleet.training.backends import PeftBackend
 from lorafleet.training.rows import IGNORED, TokenRow, encode_examples, endless_batches
@@ -128,10 +128,8 @@ def main(
 
 
 def _mixed(settings: Settings, tasks: Sequence[str]) -> Corpus:
-    """The rows of the tasks as if they were one's."""
     catalogue = load_catalogue(settings.tasks)
-    corpora = [load_corpus(catalogue[task], "train", settings.tasks) for task in tasks]
-    return replace(corpora[0], examples=tuple(example for corpus in corpora for example in corpus.examples))
+    return joined("mixed", [load_corpus(catalogue[task], "train", settings.tasks) for task in tasks], settings.training.seed)
 
 
 def _ours(settings: Settings, corpus: Corpus) -> Measured:

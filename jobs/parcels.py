@@ -13,7 +13,7 @@ from jobs.ledger import Ledger
 from lorafleet.config import Settings
 from lorafleet.errors import TaskError
 from lorafleet.retrieval import Entry, key_digest, open_for_writing
-from lorafleet.tasks import CorpusRows, Task, texts_in_forms
+from lorafleet.tasks import CorpusRows, Task, formless, texts_to_embed
 
 ROWS_PER_PARCEL = 128
 # Rows of like length are embedded together, or the encoder would work on padding.
@@ -68,7 +68,7 @@ class Reading:
             ledger.close()
 
     def _wanted(self, task: Task, ledger: Ledger) -> Iterator[Row]:
-        rows, forms = CorpusRows(task, "train", self.settings.tasks), self.settings.index.forms
+        rows, index = CorpusRows(task, "train", self.settings.tasks), self.settings.index
         missing = ledger.missing(task.name)
         place, identifier, built = next(missing, (-1, "", False))
         if place < 0:
@@ -78,7 +78,7 @@ class Reading:
                 if key_digest(example.key) not in identifier:
                     break
                 entry = Entry(identifier, task.name, example.key)
-                yield Row(entry, texts_in_forms(task, example, forms), built)
+                yield Row(entry, texts_to_embed(task, example, index), built)
                 place, identifier, built = next(missing, (-1, "", False))
                 if place < 0:
                     return
@@ -86,13 +86,12 @@ class Reading:
 
     def _others(self, ledger: Ledger) -> Iterator[Row]:
         """Rows without a corpus: one text of each is in the index that another encoder made."""
-        alike = len(self.settings.index.forms)
         for page in _chunks(ledger.others_missing(), ROWS_SORTED_AT_ONCE):
             built = dict(page)
             version = open_for_writing(self.settings, self.prompts).version(self.searched)
             for rows in version.read(list(built)) if version else ():
                 for entry in sorted(rows.entries, key=lambda entry: entry.identifier):
-                    yield Row(entry, (entry.text,) * alike, built[entry.identifier])
+                    yield Row(entry, formless(entry.text, self.settings.index), built[entry.identifier])
 
 
 def _parcels(rows: Iterable[Row]) -> Iterator[list[Row]]:

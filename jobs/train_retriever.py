@@ -22,6 +22,7 @@ import typer
 from ray.exceptions import RayError
 
 from jobs.cluster import cause_of, connect
+from lorafleet.cli.evaluate import LimitOption
 from lorafleet.cli.options import (
     ConfigOption,
     HubRootOption,
@@ -31,9 +32,12 @@ from lorafleet.cli.options import (
     TasksOption,
     settings_from,
 )
+from lorafleet.cli.output import print_table
 from lorafleet.cli.running import run
 from lorafleet.config import Settings
 from lorafleet.errors import LoRAFleetError, SettingsError
+from lorafleet.evaluation.finding import RANKS, Found, measure
+from lorafleet.evaluation.finding import steps_of as measuring_steps
 from lorafleet.models import fingerprint, locate
 from lorafleet.progress import progress
 from lorafleet.retrieval import one_at_a_time
@@ -70,7 +74,7 @@ def train_retriever(settings: Settings, force: bool = False) -> TuneReport:
         force: tune it even where it is current.
 
     Raises:
-        SettingsError: models.encoder names the tuned encoder itself.
+        SettingsError: it would start from the tuned encoder itself.
         TaskError: a corpus cannot be read, or no task is left.
         ModelError: the encoder cannot be loaded.
         TrainingError: too few tasks or rows.
@@ -78,9 +82,11 @@ def train_retriever(settings: Settings, force: bool = False) -> TuneReport:
         LoRAFleetError: the worker failed.
     """
     folder = settings.state.resolve() / FOLDER
+    settings = _from_start(settings)
     if Path(locate(settings.models.encoder).location).resolve() == folder:
         raise SettingsError(
-            f"models.encoder = {settings.models.encoder} is the tuned encoder itself", "Name the one to start from"
+            f"models.encoder = {settings.models.encoder} is the tuned encoder itself",
+            "Name the one to start from: --set tuning.start=...",
         )
     alone = one_at_a_time(settings.state / LOCK, 0, "another run tunes the encoder of this state", "Wait for its end")
     with alone:
@@ -93,6 +99,14 @@ def train_retriever(settings: Settings, force: bool = False) -> TuneReport:
             connect()
             _tune_on_cluster(settings, rows, folder, card)
     return TuneReport(folder, tuple(rows), not current)
+
+
+def _from_start(settings: Settings) -> Settings:
+    """The same with the encoder that is tuned as the one of the models."""
+    if settings.tuning.start is None:
+        return settings
+    models = settings.models.model_copy(update={"encoder": settings.tuning.start, "encoder_revision": None})
+    return settings.model_copy(update={"models": models})
 
 
 def _rows(settings: Settings) -> Rows:
@@ -115,7 +129,7 @@ def _card(settings: Settings, rows: Rows) -> dict[str, Any]:
     return {
         "encoder": models.encoder,
         "fingerprint": fingerprint(models.encoder, models.encoder_revision),
-        "tuning": settings.tuning.model_dump(),
+        "tuning": settings.tuning.model_dump(exclude={"start"}),
         "tasks": list(rows),
         "rows": digest,
     }
@@ -159,6 +173,49 @@ def print_report(report: TuneReport, embedded: bool) -> None:
         print("lorafleet embed --rebuild")
 
 
+def measured(settings: Settings, report: TuneReport, limit: int | None) -> list[Found]:
+    """How well both encoders find the tasks of the evaluation rows, among the training rows of all tasks.
+
+    The rows are embedded with their instruction for the encoder that there was, and in all forms for the tuned one.
+
+    Args:
+        limit: at most so many rows a task.
+    """
+    every = settings.model_copy(update={"tasks": settings.tasks.model_copy(update={"names": None})})
+    names = [task.name for task in load_catalogue(every.tasks).trained]
+    groups = {"seen": report.tasks, "unseen": [name for name in names if name not in report.tasks], "all": names}
+    frozen = _from_start(every).model_copy(update={"index": every.index.model_copy(update={"forms": ("instruction",)})})
+    sides = {"frozen": frozen, "tuned": _with_tuned(every, report)}
+    with progress("measuring retrieval", len(sides) * measuring_steps(every)) as bar:
+        return [one for name, side in sides.items() for one in measure(name, side, groups, limit, bar)]
+
+
+def print_measured(found: list[Found]) -> None:
+    """The table: how often the own task is among the first, in per cent, with the interval of the very first."""
+    headings = ["encoder", "tasks", "queries", "form", "top 1", "95 %", *(f"top {rank}" for rank in RANKS[1:]), "family"]
+    rows = [
+        [
+            one.encoder,
+            f"{one.count} {one.tasks}",
+            one.queries,
+            one.form,
+            f"{one.first[1].value:.1f}",
+            f"{one.first[1].low:.0f}-{one.first[1].high:.0f}",
+            *(f"{one.first[rank].value:.1f}" for rank in RANKS[1:]),
+            f"{one.family.value:.1f}",
+        ]
+        for one in found
+    ]
+    print_table(headings, rows)
+
+
+def _with_tuned(settings: Settings, report: TuneReport) -> Settings:
+    """The same with the tuned encoder, and rows embedded in all forms."""
+    models = settings.models.model_copy(update={"encoder": str(report.folder), "encoder_revision": None})
+    index = settings.index.model_copy(update={"forms": FORMS})
+    return settings.model_copy(update={"models": models, "index": index})
+
+
 def command(
     config: ConfigOption = None,
     overrides: SetOption = [],
@@ -168,18 +225,24 @@ def command(
     tasks: TasksOption = None,
     force: Annotated[bool, typer.Option("--force", help="Tune it even where it is current.")] = False,
     embed: Annotated[bool, typer.Option("--embed", help="Embed the corpora again with it, into a new index.")] = False,
+    measuring: Annotated[
+        bool, typer.Option("--measure", help="Tell how often evaluation rows find their task, before and after.")
+    ] = False,
+    limit: LimitOption = None,
 ) -> None:
     """Tune the sentence encoder to tell the tasks apart, on the Ray cluster that this runs on."""
+    if limit is not None and not measuring:
+        raise SettingsError(f"--limit {limit} bounds what --measure asks, which is not given", "Give both, or neither")
     settings = settings_from(config, overrides, state, hub_root, source, tasks)
     report = train_retriever(settings, force)
     print_report(report, embed)
     if embed:
         from jobs import embed_corpora
 
-        models = settings.models.model_copy(update={"encoder": str(report.folder), "encoder_revision": None})
-        index = settings.index.model_copy(update={"forms": FORMS})
-        settings = settings.model_copy(update={"models": models, "index": index})
-        embed_corpora.print_report(embed_corpora.embed_corpora(settings, rebuild=True), settings)
+        tuned = _with_tuned(settings, report)
+        embed_corpora.print_report(embed_corpora.embed_corpora(tuned, rebuild=True), tuned)
+    if measuring:
+        print_measured(measured(settings, report, limit))
 
 
 def main() -> None:

@@ -21,11 +21,12 @@ from lorafleet.errors import SettingsError
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
+TASK_NAME = r"^[a-z0-9][a-z0-9_]{0,63}$"
 TextForm = Literal["instruction", "fields", "bare"]
 MethodName = Literal[
     "linear", "cat", "ties", "magnitude_prune", "dare_linear", "dare_ties", "fusion", "mixture", "selection", "svd"
 ]
-WeigherName = Literal["nucleus", "top_k", "softmax", "uniform", "prototypes", "sparse_projection", "routed"]
+WeigherName = Literal["nucleus", "top_k", "softmax", "uniform", "prototypes", "sparse_projection", "routed", "joint"]
 
 
 class Section(BaseModel):
@@ -69,13 +70,16 @@ class Tasks(Section):
 class Index(Section):
     """The Chroma server and the HNSW graph in it. Distances are cosine.
 
-    A row's vector is the mean of its text's in `forms`: with its instruction, with the names of its fields alone, bare.
+    A row's text has three forms: with its instruction, with the names of its fields alone, bare. Its vector is the `mean` of
+    its text's in `forms`, or, `drawn`, that of one of them, another for every row; a form that is named twice is drawn twice
+    as often.
     """
 
     url: str = "http://127.0.0.1:8100"
     collection: str = "lorafleet"
     token: str | None = None
     forms: Annotated[tuple[TextForm, ...], Field(min_length=1)] = ("instruction",)
+    pooling: Literal["mean", "drawn"] = "mean"
     write_batch: Annotated[int, Field(ge=1, le=5461)] = 4000
     encode_batch: Count = 32
     encoders: Count | None = None
@@ -85,11 +89,17 @@ class Index(Section):
     links: Count = 32
     patience_seconds: Annotated[float, Field(gt=0)] = 60
 
+    @property
+    def embedded(self) -> tuple[str, ...]:
+        """What tells vectors of these settings from those of others, by the same encoder."""
+        return self.forms if self.pooling == "mean" else (*self.forms, self.pooling)
+
 
 class Training(Section):
     """The recipe of an adapter, and how many are trained at once.
 
-    Every `checkpoint_steps` optimiser steps what a killed run needs to go on is kept in storage; 0 for never.
+    Every `checkpoint_steps` optimiser steps what a killed run needs to go on is kept in storage; 0 for never. With
+    `together`, one adapter of that name is trained on the rows of all tasks, in the place of one a task.
     """
 
     rank: Count = 16
@@ -117,6 +127,7 @@ class Training(Section):
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     worker_failures: Annotated[int, Field(ge=-1)] = 3
     checkpoint_steps: Annotated[int, Field(ge=0)] = 100
+    together: Annotated[str, Field(pattern=TASK_NAME)] | None = None
     tracking: Literal["none", "wandb", "tensorboard"] = "none"
 
 
@@ -126,9 +137,11 @@ class Tuning(Section):
     `contrast` trains the whole encoder, `steps` times on two rows of every task (up to `max_tokens` tokens of each): rows of
     a task shall be alike, rows of others not, by a softmax at `temperature` (LoraRetriever, arXiv 2402.09997, on 0.4 of the
     tasks and 20 rows). `whiten` adds a linear map to it, in closed form: what varies within a task counts less; `shrinkage`
-    keeps directions in which nothing varies from counting too much. `both` does the one after the other.
+    keeps directions in which nothing varies from counting too much. `both` does the one after the other. It starts from the
+    encoder `start`, or from `models.encoder`: with `start`, that one can be the tuned encoder in the same settings.
     """
 
+    start: str | None = None
     recipe: Literal["both", "contrast", "whiten"] = "both"
     share_of_tasks: Share = 1.0
     rows_per_task: Annotated[int, Field(ge=2)] = 100
@@ -143,11 +156,11 @@ class Tuning(Section):
 class Weighing(Section):
     """How neighbours become task weights: by default, the nucleus of the summed similarities (arXiv 2602.21222, section 6).
 
-    `prototypes`, `sparse_projection` and `routed` ask where the query itself lies among the tasks of the index. `p` is the
-    nucleus's mass, `k` how many adapters the other weighers keep, `temperature` that of the softmax and of the prototypes,
-    `penalty` the sparse projection's lambda (arXiv 2410.09908, section 3). Similarities are taken to the power of
-    `sharpness` before they are summed: above 1, the nearest rows count for more. A query is left to the base model where its
-    nearest row has a cosine below `abstain_below`; 0 for never.
+    `prototypes`, `sparse_projection`, `routed` and `joint` ask where the query itself lies among the tasks of the index.
+    `p` is the nucleus's mass, `k` how many adapters the other weighers keep, `temperature` that of the softmax and of the
+    prototypes, `penalty` the sparse projection's lambda (arXiv 2410.09908, section 3). Similarities are taken to the power
+    of `sharpness` before they are summed: above 1, the nearest rows count for more. A query is left to the base model where
+    its nearest row has a cosine below `abstain_below`; 0 for never.
     """
 
     neighbours: Count = 100

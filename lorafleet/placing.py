@@ -19,7 +19,7 @@ FILE = "places.npz"
 def places_of(index: "CorpusIndex", state: Path, last: Places | None = None) -> Places:
     """The places of the tasks of an index as it is now: the last ones while it is the same, or those kept, or new ones.
 
-    Learning reads all rows: of some thousands it takes about a second.
+    Learning reads all rows: of some thousands it takes seconds.
 
     Args:
         state: the folder in which they are kept.

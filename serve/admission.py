@@ -6,7 +6,7 @@ Every refusal is an ApiError that names the field of the request.
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -19,10 +19,10 @@ import pyarrow.parquet
 
 from lorafleet.adapters import Roster, adapter_shape, stored_adapter
 from lorafleet.composition.files import CONFIG_FILE, WEIGHTS_FILE
-from lorafleet.config import Models, Settings, TextForm
+from lorafleet.config import Index, Models, Settings
 from lorafleet.errors import AdapterError, TaskError
 from lorafleet.models import fingerprint, locate, short_name, unpacked
-from lorafleet.tasks import Example, load_catalogue, texts_in_forms
+from lorafleet.tasks import Example, formless, load_catalogue, texts_to_embed
 from lorafleet.tasks.files import read_rows
 from lorafleet.tasks.task import BadRowError, Task
 from lorafleet.training.cards import CARD, read_card
@@ -203,7 +203,7 @@ def read_new_rows(newcomer: AdapterRequest, settings: Settings) -> list[NewRow]:
     found = []
     for number, row in rows:
         try:
-            found.append(_new_row(row, task, settings.index.forms))
+            found.append(_new_row(row, task, settings.index))
         except BadRowError as error:
             raise ApiError.bad_request(f"{field}.{number}: {error}", f"{field}.{number}") from None
         if len(found) > limit:
@@ -275,18 +275,18 @@ def _numbered(file: Path, settings: Settings) -> Iterator[tuple[int, Any]]:
         raise ApiError.bad_request(f"corpus cannot be read: {said}", "corpus") from None
 
 
-def _new_row(row: str | Mapping[str, Any], task: Task | None, forms: Sequence[TextForm]) -> NewRow:
+def _new_row(row: str | Mapping[str, Any], task: Task | None, index: Index) -> NewRow:
     if isinstance(row, Mapping) and set(row) != {"text"}:
         if task is None:
             raise BadRowError("it has other columns than text, and no task of that name is declared. Send {'text': ...}")
         example = _rendered(row, task)
-        key, texts = example.key, texts_in_forms(task, example, forms)
+        key, texts = example.key, texts_to_embed(task, example, index)
     else:
         text = row if isinstance(row, str) else row["text"]
         if not isinstance(text, str) or not text.strip():
             raise BadRowError("text is empty, or no text")
         key = text.strip()
-        texts = (key,) * len(forms)
+        texts = formless(key, index)
     if len(key) > LONGEST_TEXT:
         raise BadRowError(f"it has {len(key)} characters. Allowed: {LONGEST_TEXT}")
     try:

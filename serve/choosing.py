@@ -14,6 +14,8 @@ AUTO = "auto"
 BASE = "base"
 SETTINGS = ("p", "k", "temperature", "penalty")
 """What a request may set of its weigher."""
+FOR_ALL = ("sharpness", "abstain_below")
+"""What it may set whichever the weigher is."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Wish:
     """How a request wants its weights to be found; None for what the settings say.
 
     Attributes:
-        weigher: by name; `settings` are its own.
+        weigher: by name; `settings` are its own, or those that every weigher has.
         top_k: how many neighbours.
         neighbours: whether the answer is to show them.
     """
@@ -81,9 +83,9 @@ def wish_of(request: Retrieval, weighing: Weighing, prefix: str = "") -> Wish:
     """
     weigher = request.weigher or weighing.weigher
     own = settings_of(weigher)
-    given = {name: value for name in SETTINGS if (value := getattr(request, name)) is not None}
+    given = {name: value for name in (*SETTINGS, *FOR_ALL) if (value := getattr(request, name)) is not None}
     for name in given:
-        if name not in own:
+        if name not in own and name not in FOR_ALL:
             having = " or ".join(other for other in WEIGHERS if name in settings_of(other))
             raise ApiError.bad_request(
                 f"{prefix}{name} is given, and the weigher {weigher} has {' and '.join(own)}. "

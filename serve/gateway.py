@@ -21,8 +21,8 @@ from lorafleet.config import Settings
 from lorafleet.errors import LoRAFleetError, RequestError
 from serve.answers import chat_response, completion_response, milliseconds_since
 from serve.body_limit import BodyLimit, limit_by
-from serve.calls import over_grpc
-from serve.choosing import AUTO, BASE, Choice, choose, task_of_model, wish_of
+from serve.calls import answered, over_grpc
+from serve.choosing import AUTO, BASE, Choice, Wish, choose, task_of_model, wish_of
 from serve.chunks import ChatWording, Chunks, CompletionWording
 from serve.deadline import Deadline
 from serve.errors import AWAY_RETRY_SECONDS, SERVER_ERROR, ApiError, answer_errors, awaited, sentence
@@ -178,11 +178,7 @@ class Gateway:
         """Neighbours, task weights and nucleus of a text; nothing is generated."""
         start, deadline = time.perf_counter(), self._deadline(x_request_timeout)
         wish = wish_of(request, self._settings.weighing)
-        finding = self._retriever.find.remote(request.input, wish.top_k, request.neighbours is not False, wish.weigher)
-        weighing = self._weigher.weigh.remote(finding, wish)
-        found: Found
-        weighed: Weighed
-        found, weighed = await self._answers([finding, weighing], deadline)
+        found, weighed = await deadline.within(self._found(request.input, wish, request.neighbours is not False))
         rows = () if request.neighbours is False else found.neighbours
         return RouteResponse(
             input=request.input,
@@ -260,18 +256,20 @@ class Gateway:
         )
 
     async def _complete(self, orders: Sequence[Asked], deadline: Deadline) -> list[Completed]:
-        """Carry out orders."""
-        answers: list[Completed] = await self._answers(
-            [self._generator.complete.remote(order, self._weighing(query, order.choice)) for query, order in orders],
-            deadline,
-        )
-        return answers
+        """Carry out orders, each one by itself."""
+        return await deadline.all_within(self._completed(query, order) for query, order in orders)
+
+    async def _completed(self, query: Query, order: Order) -> Completed:
+        """Carry out an order."""
+        weights = await self._weighing(query, order.choice)
+        # Once: what kills one generator would kill the next, too.
+        completed: Completed = await answered(lambda: self._generator.complete.remote(order, weights), tries=1)
+        return completed
 
     async def _stream(self, orders: Sequence[Asked], chunks: Chunks[Any], deadline: Deadline) -> EventStream:
         """Carry out orders piece by piece; what fails before the engine has taken them is an error with its status."""
-        merged = Merged(
-            [self._streaming.stream.remote(order, self._weighing(query, order.choice)) for query, order in orders]
-        )
+        weights = await deadline.all_within(self._weighing(query, order.choice) for query, order in orders)
+        merged = Merged([self._streaming.stream.remote(order, one) for (_, order), one in zip(orders, weights, strict=True)])
         try:
             begun = await deadline.within(merged.begun())
         except BaseException:
@@ -283,23 +281,19 @@ class Gateway:
         """The text that retrieval asks for: token ids are read by the generator, which has the tokenizer."""
         return prompt if isinstance(prompt, str) else partial(self._generator.text_of.remote, prompt)
 
-    def _weighing(self, query: Query, choice: Choice) -> DeploymentResponse | None:
-        """The weights to come: neighbours go from retriever to weigher, weights to the generator, past this process."""
+    async def _weighing(self, query: Query, choice: Choice) -> Weighed | None:
+        """The weights that an order leaves to retrieval; None where it names them itself."""
         if choice.weights is not None:
             return None
-        text = query if isinstance(query, str) else query()
-        wish = choice.wish
-        found = self._retriever.find.remote(text, wish.top_k, wish.neighbours, wish.weigher)
-        return self._weigher.weigh.remote(found, wish)
+        text = query if isinstance(query, str) else await answered(query)
+        _, weighed = await self._found(text, choice.wish, choice.wish.neighbours)
+        return weighed
 
-    async def _answers(self, responses: Sequence[DeploymentResponse], deadline: Deadline) -> list[Any]:
-        """All answers; with the first that fails, or is late, the others are called off."""
-        try:
-            return await deadline.within(asyncio.gather(*(awaited(response) for response in responses)))
-        except BaseException:
-            for response in responses:
-                response.cancel()
-            raise
+    async def _found(self, text: str, wish: Wish, neighbours: bool) -> tuple[Found, Weighed]:
+        """What the retriever finds for a text, and what the weigher makes of it."""
+        found: Found = await answered(lambda: self._retriever.find.remote(text, wish.top_k, neighbours, wish.weigher))
+        weighed: Weighed = await answered(lambda: self._weigher.weigh.remote(found, wish))
+        return found, weighed
 
     def _card(self, adapter: StoredAdapter) -> ModelCard:
         return ModelCard(

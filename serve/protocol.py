@@ -52,7 +52,8 @@ class Retrieval(BaseModel):
     """How weights are found: `top_k` neighbours and a weigher, each with settings of its own.
 
     `nucleus` has `p`; all others have `k` (how many adapters they keep), `softmax` and `prototypes` also `temperature`,
-    `sparse_projection` also `penalty`.
+    `sparse_projection` also `penalty`. Each has `sharpness`, the power that similarities are taken to, and `abstain_below`,
+    the cosine of the nearest row below which the base model answers alone.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -62,6 +63,8 @@ class Retrieval(BaseModel):
     k: Annotated[int, Field(ge=1, le=1000)] | None = None
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    sharpness: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
+    abstain_below: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     top_k: Annotated[int, Field(ge=1, le=1000)] | None = None
     neighbours: bool | None = None
 
@@ -86,7 +89,7 @@ class CompositionRequest(Retrieval):
     @property
     def by_retrieval(self) -> tuple[str, ...]:
         """The fields in it that only retrieval reads."""
-        # By identity: a penalty of 0 equals False, and is a wish all the same.
+        # By identity: a setting of 0 equals False, and is a wish all the same.
         return tuple(name for name in Retrieval.model_fields if all(getattr(self, name) is not no for no in (None, False)))
 
     @model_validator(mode="after")

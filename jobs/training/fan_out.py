@@ -44,6 +44,7 @@ def fan_out(settings: Settings, plan: Plan) -> tuple[dict[str, AdapterCard], dic
     finally:
         # Workers that still train notice it after their step, and end.
         ray.kill(queue)
+        groups.join()
     return _outcome(settings, view)
 
 

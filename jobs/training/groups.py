@@ -105,6 +105,14 @@ class WorkerGroups:
             if group.name in view.groups:
                 group.join(END_SECONDS)
 
+    def join(self) -> None:
+        """Wait for all groups, once there is no queue: a thread that is in a call of Ray's while the driver exits ends it
+        with exit code 1, whatever came of the training.
+        """
+        until = time.monotonic() + END_SECONDS
+        for group in self._running:
+            group.join(max(0.0, until - time.monotonic()))
+
     def _start(self, view: QueueView) -> None:
         """Start groups for the adapters that no group is about to take."""
         places = room.groups_in_all(self._settings.training) - self._unfit_places

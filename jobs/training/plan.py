@@ -12,7 +12,7 @@ from jobs.training import room
 from lorafleet.config import Settings
 from lorafleet.errors import LoRAFleetError, TrainingError
 from lorafleet.models import load_tokenizer, pick_device, pick_dtype
-from lorafleet.tasks import Corpus, load_catalogue, load_corpus
+from lorafleet.tasks import Corpus, joined, load_catalogue, load_corpus
 from lorafleet.training import AdapterCard, adapter_name, checks, delete_checkpoints, is_current, read_card, sweep
 from lorafleet.training.figures import ModelSize, RowFigures, model_size, row_figures
 from lorafleet.training.speed import Speed, expected_seconds, speed_of_cards, timed_speed
@@ -26,7 +26,7 @@ class Plan:
     """What a run of the job is to do.
 
     Attributes:
-        order: all tasks that have rows, as the catalogue lists them.
+        order: all tasks that have rows, as the catalogue lists them, or what is trained on all of them together.
         corpora: the rows of every task whose adapter is missing or no longer current, the most work first.
         figures: what is known of those rows.
         current: the cards of the adapters that stay as they are, by task.
@@ -62,6 +62,8 @@ def make_plan(settings: Settings, force: bool) -> Plan:
     size = model_size(settings)
     checks.refuse(checks.module_faults(settings, size))
     read, failed, warnings = _read_corpora(settings)
+    if settings.training.together is not None:
+        read = {settings.training.together: _together(settings, read, failed)}
     current = {} if force else _current(settings, read)
     tokenizer = load_tokenizer(settings.models)
     figures = {
@@ -158,6 +160,22 @@ def _read_corpora(settings: Settings) -> tuple[dict[str, Corpus], dict[str, str]
             shown = "; ".join(str(row) for row in corpus.bad_rows[:SHOWN_BAD_ROWS])
             warnings.append(f"{task.name}: {len(corpus.bad_rows)} bad rows skipped: {shown}")
     return corpora, failed, warnings
+
+
+def _together(settings: Settings, corpora: dict[str, Corpus], failed: dict[str, str]) -> Corpus:
+    """The rows of all tasks for the one adapter that `training.together` names.
+
+    Raises:
+        TrainingError: a task of that name has an adapter of its own, or some rows cannot be read.
+    """
+    name = settings.training.together
+    assert name is not None
+    if name in load_catalogue(settings.tasks.model_copy(update={"names": None})):
+        raise TrainingError(f"training.together = {name} is the name of a task", "Choose another name")
+    if failed:
+        task, reason = next(iter(failed.items()))
+        raise TrainingError(f"training.together: {task} cannot be read: {reason}", "Mend it, or leave the task out: --tasks")
+    return joined(name, list(corpora.values()), settings.training.seed)
 
 
 def _current(settings: Settings, corpora: dict[str, Corpus]) -> dict[str, AdapterCard]:

@@ -22,6 +22,9 @@ from lorafleet.composition.methods import METHODS, Method, Mixing, Slot
 from lorafleet.composition.pages import Pages
 from lorafleet.errors import AdapterError, CompositionError, UnknownAdapter, closest
 
+PREPARED_AT_ONCE = 64 * 2**20
+"""Bytes of adapters as they were loaded; a method may need some ten times as much to prepare them."""
+
 
 @dataclass(frozen=True)
 class _Kept:
@@ -246,22 +249,40 @@ class AdapterPool:
         prepared, sources = parts[0].slot.prepared, parts[0].sources
         method = METHODS.get(prepared.kind)
         layers: dict[str, dict[str, LowRank]] = {part.slot.adapter: {} for part in parts}
-        for module in sorted({module for kept in sources.values() for module in kept.adapter.layers}):
-            present = {
-                name: kept.adapter.layers[module].to(self.pages.device)
-                for name, kept in sources.items()
-                if module in kept.adapter.layers
+        for modules in _batches([kept.adapter for kept in sources.values()]):
+            present: Mapping[str, Mapping[str, LowRank]] = {
+                module: {
+                    name: kept.adapter.layers[module].to(self.pages.device)
+                    for name, kept in sources.items()
+                    if module in kept.adapter.layers
+                }
+                for module in modules
             }
             if method is not None:
-                present = method.prepare(prepared, module, present)
-            for name in layers:
-                if name in present:
-                    layers[name][module] = present[name]
+                present = method.prepare(prepared, present)
+            for module, of_layer in present.items():
+                for name in layers.keys() & of_layer.keys():
+                    layers[name][module] = of_layer[name]
         for part in parts:
             self._resident[part.key] = _Resident(self.pages.put(layers[part.slot.adapter], part.rank))
         with self._lock:
             # A recipe may be older than the removal of its adapters, and the sweep that followed.
             self._gone.update(kept.number for name, kept in sources.items() if self._adapters.get(name) is not kept)
+
+
+def _batches(adapters: Sequence[Adapter]) -> list[list[str]]:
+    """The modules that adapters change, those of one kind together (mostly of one shape), no more at once than fit well."""
+    batches: list[list[str]] = []
+    last_kind, held = "", 0
+    for kind, module in sorted({(module.rpartition(".")[2], module) for one in adapters for module in one.layers}):
+        layers = [one.layers[module] for one in adapters if module in one.layers]
+        size = sum(layer.a.nbytes + layer.b.nbytes for layer in layers)
+        if kind != last_kind or held + size > PREPARED_AT_ONCE:
+            batches.append([])
+            last_kind, held = kind, 0
+        batches[-1].append(module)
+        held += size
+    return batches
 
 
 def find_method(name: str) -> Method:

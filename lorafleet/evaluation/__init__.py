@@ -3,7 +3,8 @@
 Reads from top to bottom: `queries` (what of a row is embedded), `bench` (the fleet that is measured), `answering` (rows to
 answers), `averaging`, `soup`, `lorahub` and `arrow` (what rivals do beyond weighing neighbours), `under_test` (which
 composition each method gives a row), `records` (predictions as files), `plan` (what there is to measure, and what is kept),
-`scoring` (how options are compared), `harness` (computes what is missing), `case_study`.
+`scoring` (how options are compared), `harness` (computes what is missing), `case_study`, `finding` (how often the own task
+is found).
 From there on files are enough: `metrics` (what an answer is worth), `intervals` (the bootstrap), `results` (the tables),
 `errors_by_rule` (on which rows methods err), `published` (the papers' figures), `report` (a page of it all).
 """

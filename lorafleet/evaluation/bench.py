@@ -18,7 +18,16 @@ from lorafleet.evaluation.queries import QueryForm, query_text
 from lorafleet.fleet import load_engine, make_composition
 from lorafleet.models import pick_device
 from lorafleet.retrieval import Encoder, ExactIndex, Neighbour, Vectors, open_index
-from lorafleet.tasks import Catalogue, Corpus, Example, Task, load_catalogue, load_corpus, prompt_version, texts_in_forms
+from lorafleet.tasks import (
+    Catalogue,
+    Example,
+    Task,
+    TaskCorpus,
+    load_catalogue,
+    load_corpus,
+    prompt_version,
+    texts_to_embed,
+)
 from lorafleet.tasks.task import Split
 from lorafleet.weighing import Evidence, Prototypes, Router, train_router
 
@@ -54,7 +63,7 @@ class Bench:
 
     def __init__(self, settings: Settings, limit: int | None = None) -> None:
         self.settings, self.limit = settings, limit
-        self._corpora: dict[tuple[str, Split], Corpus] = {}
+        self._corpora: dict[tuple[str, Split], TaskCorpus] = {}
         self._embedded: dict[tuple[str, Split, int, QueryForm], Vectors] = {}
         self._found: dict[tuple[str, Split, int, str | None, int, QueryForm], list[list[Neighbour]]] = {}
 
@@ -135,7 +144,7 @@ class Bench:
             raise UnknownAdapter("there are no adapters to compose", "Train some first: lorafleet train")
         return tasks
 
-    def corpus(self, task: str, split: Split) -> Corpus:
+    def corpus(self, task: str, split: Split) -> TaskCorpus:
         """The rows of a task's split."""
         if (task, split) not in self._corpora:
             settings = self.settings.tasks
@@ -161,16 +170,16 @@ class Bench:
         return [task.name for task in self.everything.trained if task.name in self.roster.adapters]
 
     def keys(self, task: str) -> Vectors:
-        """A task's training rows as `index.forms` embeds them, float32 [rows, dimensions]; kept on disk."""
+        """A task's training rows as the settings embed them, float32 [rows, dimensions]; kept on disk."""
         corpus = self.corpus(task, "train")
-        forms = self.settings.index.forms
-        name = "-".join((task, corpus.fingerprint, self.encoder.fingerprint[:16], *forms))
+        index = self.settings.index
+        name = "-".join((task, corpus.fingerprint, self.encoder.fingerprint[:16], *index.embedded))
         path = self.folder.parent / "evaluation-keys" / f"{name}.npy"
         if path.is_file():
             kept: Vectors = np.load(path)
             return kept
-        texts = [texts_in_forms(corpus.task, example, forms) for example in corpus.examples]
-        vectors = self.encoder.encode_rows(texts, self.settings.index.encode_batch)
+        texts = [texts_to_embed(corpus.task, example, index) for example in corpus.examples]
+        vectors = self.encoder.encode_rows(texts, index.encode_batch)
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         with beside.open("wb") as file:

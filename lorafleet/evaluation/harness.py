@@ -11,6 +11,7 @@ from lorafleet.errors import LoRAFleetError
 from lorafleet.evaluation.bench import Bench
 from lorafleet.evaluation.plan import Plan, fleet_mark, plan, retrieval_mark
 from lorafleet.evaluation.queries import FORMS, QueryForm, row_text
+from lorafleet.evaluation.ranking import ranked
 from lorafleet.evaluation.records import (
     Part,
     digest,
@@ -25,7 +26,7 @@ from lorafleet.evaluation.scoring import Choice, choose_from_files, write_choice
 from lorafleet.evaluation.under_test import Variant, variant
 from lorafleet.models import pick_device
 from lorafleet.tasks import Split
-from lorafleet.weighing import sharpened, task_shares
+from lorafleet.weighing import LEARNED
 
 Note = Callable[[int, str], None]
 
@@ -86,12 +87,11 @@ def compute(bench: Bench, part: Part, fingerprint: str) -> int:
     rows = bench.rows(part.task, part.split, masked=part.setting == "ood")
     compositions = one.method.compose(bench, rows, settings)
     answers = one.method.answer(bench, rows, compositions)
-    ranked: Sequence[Sequence[str]] = [()] * len(rows.examples)
+    found: Sequence[Sequence[str]] = [()] * len(rows.examples)
     if one.method.retrieves:
-        found = bench.neighbours(rows, settings.weighing.neighbours, settings.evaluation.query)
-        ranked = [list(task_shares(sharpened(near, settings.weighing.sharpness))) for near in found]
+        found = [list(shares) for shares in ranked(bench, rows, settings, settings.evaluation.query)]
     about = {**_about(bench, fingerprint), "part": vars(part), "seconds": round(time.monotonic() - began, 3)}
-    write_predictions(part.path(bench.folder), part, rows.examples, answers, ranked, about)
+    write_predictions(part.path(bench.folder), part, rows.examples, answers, found, about)
     return len(answers)
 
 
@@ -135,33 +135,33 @@ def keep_rows(bench: Bench, tasks: Iterable[str], split: Split = "evaluation") -
 
 def keep_retrieval(bench: Bench, tasks: Sequence[str], note: Note | None = None) -> None:
     """Keep which tasks' rows are found for the evaluation rows, as queries of every form, nothing masked."""
-    count = bench.settings.weighing.neighbours
+    weighing = bench.settings.weighing
     for name in tasks:
         for form in FORMS:
             mark = digest(
                 form,
-                count,
-                bench.settings.weighing.sharpness,
+                weighing.weigher if weighing.weigher in LEARNED else "neighbours",
+                weighing.neighbours,
+                weighing.sharpness,
                 bench.corpus(name, "evaluation").fingerprint,
                 retrieval_mark(bench),
             )
             path = bench.folder / "retrieval" / form / f"{name}.parquet"
             if not is_current(path, mark):
                 families = {task.name: task.family for task in bench.everything.values()}
-                write_retrieval(path, _ranked(bench, name, form, count), {**_about(bench, mark), "families": families})
+                write_retrieval(path, _ranked(bench, name, form), {**_about(bench, mark), "families": families})
             if note is not None:
                 note(1, f"{name} as queries, {form}")
         # A hundred neighbours a row, of every task in three forms, would be a million.
         bench.forget()
 
 
-def _ranked(bench: Bench, task: str, form: QueryForm, count: int) -> list[dict[str, Any]]:
+def _ranked(bench: Bench, task: str, form: QueryForm) -> list[dict[str, Any]]:
     rows = bench.rows(task)
-    found = []
-    for name, near in zip(row_ids(rows.examples), bench.neighbours(rows, count, form), strict=True):
-        shares = task_shares(sharpened(near, bench.settings.weighing.sharpness))
-        found.append({"id": name, "task": task, "ranked": list(shares), "shares": list(shares.values())})
-    return found
+    return [
+        {"id": name, "task": task, "ranked": list(shares), "shares": list(shares.values())}
+        for name, shares in zip(row_ids(rows.examples), ranked(bench, rows, bench.settings, form), strict=True)
+    ]
 
 
 def choose_scorings(bench: Bench, note: Note | None = None) -> dict[str, Choice]:

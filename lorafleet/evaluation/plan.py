@@ -115,8 +115,8 @@ def retrieval_mark(bench: Bench) -> list[object]:
     """What decides over which rows are found."""
     models, rows = bench.settings.models, bench.settings.evaluation.search
     corpora = [(task, bench.corpus(task, "train").fingerprint) for task in bench.indexed]
-    forms = bench.settings.index.forms
-    return [rows, fingerprint(models.encoder, models.encoder_revision), forms, corpora]
+    embedded = bench.settings.index.embedded
+    return [rows, fingerprint(models.encoder, models.encoder_revision), embedded, corpora]
 
 
 def _fingerprint(bench: Bench, part: Part, one: Variant) -> str:

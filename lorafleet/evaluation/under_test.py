@@ -19,7 +19,7 @@ from lorafleet.evaluation.averaging import averaged
 from lorafleet.evaluation.bench import Bench, Rows
 from lorafleet.evaluation.lorahub import lorahub
 from lorafleet.evaluation.soup import soup
-from lorafleet.weighing import BY_PLACE, TaskWeights, make_weigher
+from lorafleet.weighing import BY_PLACE, LEARNED, TaskWeights, make_weigher
 
 Setting = Literal["iid", "ood", "held_out"]
 SETTINGS: tuple[Setting, ...] = ("iid", "ood", "held_out")
@@ -127,7 +127,7 @@ def retrieved_weights(bench: Bench, rows: Rows, settings: Settings) -> list[Task
     weigher = make_weigher(weighing.weigher, weighing.model_dump())
     pool = bench.pool(rows.masked)
     if weighing.weigher in BY_PLACE:
-        known = bench.evidence(rows, weighing.neighbours, form, learned=weighing.weigher == "routed")
+        known = bench.evidence(rows, weighing.neighbours, form, learned=weighing.weigher in LEARNED)
         return [weigher.weigh(evidence, among=pool) for evidence in known]
     return [weigher.weigh(neighbours, among=pool) for neighbours in bench.neighbours(rows, weighing.neighbours, form)]
 
@@ -156,7 +156,7 @@ def by_place(weigher: str, combine: Combine = outputs_added, **fixed: Any) -> Me
     def compose(bench: Bench, rows: Rows, settings: Settings) -> list[Composition]:
         pool, weighing = bench.pool(rows.masked), settings.weighing
         chosen = make_weigher(weigher, weighing.model_dump())
-        found = bench.evidence(rows, weighing.neighbours, settings.evaluation.query, learned=weigher == "routed")
+        found = bench.evidence(rows, weighing.neighbours, settings.evaluation.query, learned=weigher in LEARNED)
         return [combine(bench, chosen.weigh(evidence, among=pool), settings) for evidence in found]
 
     return MethodUnderTest(compose, fixed=fixed)
@@ -219,6 +219,7 @@ UNDER_TEST: dict[str, MethodUnderTest] = {
     "sparse_projection": by_place("sparse_projection"),
     "moe_top1": by_place("routed", k=1),
     "moe_top3": by_place("routed", k=3),
+    "joint": by_place("joint"),
     "moe_soft": by_place("routed", k=ALL),
     "smear": by_place("routed", averaged, k=ALL),
     "adapter_soup": MethodUnderTest(soup, own_rows="used"),

@@ -47,7 +47,7 @@ class CorpusIndex:
     def __init__(self, connection: Connection, settings: Settings, prompts: str) -> None:
         self.place = connection.place
         self.encoder = fingerprint(settings.models.encoder, settings.models.encoder_revision)
-        self.prompts = "-".join((prompts, *forms)) if (forms := settings.index.forms) != PLAIN_FORMS else prompts
+        self.prompts = "-".join((prompts, *forms)) if (forms := settings.index.embedded) != PLAIN_FORMS else prompts
         self.connection = connection
         self._settings = settings
         self._name = settings.index.collection

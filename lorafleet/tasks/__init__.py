@@ -6,8 +6,8 @@ JSONL or Parquet file with their line numbers), `corpus` (the rows of a split as
 """
 
 from lorafleet.tasks.catalogue import Catalogue, load_catalogue
-from lorafleet.tasks.corpus import BadRow, Corpus, CorpusRows, load_corpus
-from lorafleet.tasks.forms import FORMS, texts_in_forms
+from lorafleet.tasks.corpus import BadRow, Corpus, CorpusRows, TaskCorpus, joined, load_corpus
+from lorafleet.tasks.forms import FORMS, formless, texts_in_forms, texts_to_embed
 from lorafleet.tasks.prompts import prompt_version
 from lorafleet.tasks.task import Example, Split, Task
 
@@ -20,8 +20,12 @@ __all__ = [
     "Example",
     "Split",
     "Task",
+    "TaskCorpus",
+    "formless",
+    "joined",
     "load_catalogue",
     "load_corpus",
     "prompt_version",
     "texts_in_forms",
+    "texts_to_embed",
 ]

@@ -6,6 +6,7 @@ import random
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from lorafleet.config import Tasks
@@ -30,21 +31,23 @@ class BadRow:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The examples of one split of a task.
+    """Examples that an adapter can be trained on.
 
     Attributes:
-        examples: at most `tasks.rows_per_task`, in an order that depends on the seed alone.
+        name: of their task, or what the adapter of several tasks together is called.
+        family: of their task; "all" for several tasks together.
+        examples: in an order that depends on the seed alone.
         bad_rows: the rows that were skipped.
         source: where the rows come from, for people.
     """
 
-    task: Task
-    split: Split
+    name: str
+    family: str
     examples: tuple[Example, ...]
     bad_rows: tuple[BadRow, ...]
     source: str
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """A digest of every key and answer: two corpora with the same one train the same adapter."""
         digest = hashlib.sha256()
@@ -53,6 +56,14 @@ class Corpus:
                 digest.update(part.encode() + b"\0")
             digest.update(b"\1")
         return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class TaskCorpus(Corpus):
+    """The examples of one split of a task, at most `tasks.rows_per_task`."""
+
+    task: Task
+    split: Split
 
 
 class CorpusRows:
@@ -121,7 +132,7 @@ class CorpusRows:
             ) from None
 
 
-def load_corpus(task: Task, split: Split, settings: Tasks) -> Corpus:
+def load_corpus(task: Task, split: Split, settings: Tasks) -> TaskCorpus:
     """Read and render the rows of a split; with more than `rows_per_task`, a seeded sample of them.
 
     The validation split may be empty. No row of it has the key of a training row: that one would be found for it.
@@ -139,7 +150,16 @@ def load_corpus(task: Task, split: Split, settings: Tasks) -> Corpus:
         trained = CorpusRows(task, "train", settings).chosen(len(examples))
         known = {examples[place].key for place in trained}
         chosen = tuple(example for example in chosen if example.key not in known)
-    return Corpus(task, split, chosen, tuple(rows.bad_rows), rows.source)
+    return TaskCorpus(task.name, task.family, chosen, tuple(rows.bad_rows), rows.source, task, split)
+
+
+def joined(name: str, corpora: Sequence[Corpus], seed: int) -> Corpus:
+    """The examples of several tasks as one corpus, for one adapter that is trained on everything."""
+    examples = [example for corpus in corpora for example in corpus.examples]
+    random.Random(f"{seed}-{name}").shuffle(examples)
+    bad_rows = tuple(row for corpus in corpora for row in corpus.bad_rows)
+    sources = dict.fromkeys(corpus.source for corpus in corpora)
+    return Corpus(name, "all", tuple(examples), bad_rows, f"{len(corpora)} tasks: {', '.join(sources)}")
 
 
 def _files(task: Task, split: Declared, settings: Tasks) -> list[Path] | None:

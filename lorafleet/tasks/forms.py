@@ -1,12 +1,13 @@
 """The forms of a row's text, from all that its task says to what people write: no instruction, and no names of fields."""
 
 import re
+import zlib
 from collections.abc import Iterable
 from functools import lru_cache
 from string import Formatter
 from typing import get_args
 
-from lorafleet.config import TextForm
+from lorafleet.config import Index, TextForm
 from lorafleet.tasks.task import Example, Task
 
 FORMS: tuple[TextForm, ...] = get_args(TextForm)
@@ -34,6 +35,19 @@ def text_in_form(task: Task, example: Example, form: TextForm) -> str:
 def texts_in_forms(task: Task, example: Example, forms: Iterable[TextForm]) -> tuple[str, ...]:
     """A row's text in each of some forms."""
     return tuple(text_in_form(task, example, form) for form in forms)
+
+
+def texts_to_embed(task: Task, example: Example, index: Index) -> tuple[str, ...]:
+    """The texts whose mean vector a row is found by: it in all forms of the index, or in one, which its key draws."""
+    forms = index.forms
+    if index.pooling == "drawn":
+        forms = (forms[zlib.crc32(example.key.encode()) % len(forms)],)
+    return texts_in_forms(task, example, forms)
+
+
+def formless(text: str, index: Index) -> tuple[str, ...]:
+    """The same for a text that is all there is of a row: as many texts as the other rows have."""
+    return (text,) * (len(index.forms) if index.pooling == "mean" else 1)
 
 
 def row_text(task: Task, example: Example) -> str:

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from lorafleet.config import TASK_NAME
+
 Declared = Literal["train", "evaluation"]
 Split = Literal["train", "validation", "evaluation"]
 """Validation rows are those of the declared training split that are kept from training."""
@@ -60,7 +62,7 @@ class OptionList(_Declaration):
 class Task(_Declaration):
     """A task as the catalogue declares it (catalogue.yaml explains the keys)."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_]{0,63}$")
+    name: str = Field(pattern=TASK_NAME)
     family: str = Field(min_length=1)
     hub: str | None = None
     config: str | None = None

@@ -164,8 +164,8 @@ def _keep(
         _save(passes.adapter, settings.models.base, beside)
         card = AdapterCard(
             name=name,
-            task=corpus.task.name,
-            family=corpus.task.family,
+            task=corpus.name,
+            family=corpus.family,
             corpus=corpus.fingerprint,
             source=corpus.source,
             rows=len(rows),

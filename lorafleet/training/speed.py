@@ -47,7 +47,7 @@ def timed_speed(settings: Settings, corpus: Corpus) -> Speed:
             model, tokenizer, corpus, tried, "timed", Path(folder) / "timed", lambda *_: ends.append(time.monotonic())
         )
     seconds = (ends[-1] - ends[0]) / (TIMED_STEPS - 1)
-    return Speed(card.tokens / TIMED_STEPS / seconds, f"{TIMED_STEPS - 1} steps of {corpus.task.name} on the clock")
+    return Speed(card.tokens / TIMED_STEPS / seconds, f"{TIMED_STEPS - 1} steps of {corpus.name} on the clock")
 
 
 def expected_seconds(tokens: Sequence[int], speed: Speed, at_once: int) -> float:

@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,10 @@ import numpy.typing as npt
 from lorafleet.weighing.evidence import Evidence
 from lorafleet.weighing.prototypes import Prototypes, Vectors
 from lorafleet.weighing.router import Router, train_router
+from lorafleet.weighing.row_sample import RowSample
 from lorafleet.weighing.shares import Similar
+
+LEARNED_ROWS = 100_000
 
 
 @dataclass(frozen=True)
@@ -37,23 +41,25 @@ class Places:
         return Evidence(neighbours, np.asarray(embedding, np.float32), self.prototypes, self.router)
 
 
-def learn_places(rows: Iterable[tuple[Sequence[str], Vectors]], index: str = "") -> Places:
+def learn_places(rows: Iterable[tuple[Sequence[str], Vectors]], index: str = "", most: int = LEARNED_ROWS) -> Places:
     """The places of the tasks of an index.
 
     Args:
         rows: some at a time: the task of each, and their vectors, float32 [rows, dimensions].
         index: what tells its state from any other.
+        most: rows that the router learns from; the prototypes are the means of all.
     """
-    tasks: list[str] = []
-    parts: list[Vectors] = []
+    sums: dict[str, npt.NDArray[np.float64]] = {}
+    counts: Counter[str] = Counter()
+    sample = RowSample(most)
     for names, vectors in rows:
-        tasks += names
-        parts.append(vectors)
-    if not tasks:
-        return Places(Prototypes.of({}), index=index)
-    everything, of_row = np.concatenate(parts), np.array(tasks)
-    prototypes = Prototypes.of({task: everything[of_row == task].mean(axis=0) for task in dict.fromkeys(tasks)})
-    return Places(prototypes, train_router(everything, tasks) if len(prototypes.tasks) > 1 else None, index)
+        of_row = np.array(names)
+        for task in dict.fromkeys(names):
+            sums[task] = sums.get(task, 0.0) + vectors[of_row == task].sum(axis=0, dtype=np.float64)
+        counts.update(names)
+        sample.add(names, vectors)
+    prototypes = Prototypes.of({task: total / counts[task] for task, total in sums.items()})
+    return Places(prototypes, train_router(*sample.rows()) if len(sums) > 1 else None, index)
 
 
 def write_places(path: Path, places: Places) -> None:

@@ -40,7 +40,7 @@ class Router:
         return dict(sorted(likely.items(), key=lambda item: (-item[1], item[0])))
 
 
-def train_router(embeddings: Vectors, tasks: Sequence[str], strength: float = 10.0) -> Router:
+def train_router(embeddings: Vectors, tasks: Sequence[str], strength: float = 50.0) -> Router:
     """Learn which task each row belongs to; tasks count alike, however many rows they have.
 
     Args:

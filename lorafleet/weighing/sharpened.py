@@ -38,5 +38,7 @@ class Sharpened:
 
 
 def sharpened(neighbours: Iterable[Similar], power: float) -> list[Sharp]:
-    """Rows with their similarities to a power."""
-    return [Sharp(row.task, max(row.similarity, 0.0) ** power) for row in neighbours]
+    """Rows with their similarities, as parts of the largest one, to a power: none vanishes because all are small."""
+    rows = list(neighbours)
+    largest = max((row.similarity for row in rows), default=0.0)
+    return [Sharp(row.task, (row.similarity / largest) ** power if row.similarity > 0 else 0.0) for row in rows]

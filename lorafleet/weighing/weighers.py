@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from lorafleet.weighing.abstaining import Abstaining
+from lorafleet.weighing.joint import Joint
 from lorafleet.weighing.nearest_prototypes import NearestPrototypes
 from lorafleet.weighing.nucleus import Nucleus
 from lorafleet.weighing.routed import Routed
@@ -23,7 +24,10 @@ BY_PLACE: Mapping[str, type[Weigher]] = {
     "prototypes": NearestPrototypes,
     "sparse_projection": SparseProjection,
     "routed": Routed,
+    "joint": Joint,
 }
+LEARNED = ("routed", "joint")
+"""Those of them that ask a router."""
 WEIGHERS: Mapping[str, type[Weigher]] = {**BY_NEIGHBOURS, **BY_PLACE}
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lorafleet.composition import METHODS, Composition
 from lorafleet.composition.methods.dare import keep_at_random
+from lorafleet.composition.methods.svd import decompose
 
 LINEAR = ["linear", "magnitude_prune", "ties", "dare_linear", "dare_ties"]
 NEED_ONE_RANK = [*LINEAR, "fusion"]
@@ -52,7 +53,9 @@ def prepared(method, halves, module, names, density, majority_sign):
     if method in ("magnitude_prune", "ties"):
         halves = [largest_kept(half, density) for half in halves]
     if method in ("dare_linear", "dare_ties"):
-        drawn = keep_at_random([torch.ones_like(half) for half in halves], module, names, density)
+        drawn = [
+            half[0] for half in keep_at_random([torch.ones_like(half)[None] for half in halves], [module], names, density)
+        ]
         halves = [half.double() * (kept != 0) / density for half, kept in zip(halves, drawn, strict=True)]
     return elected(halves, majority_sign) if method in ("ties", "dare_ties") else halves
 
@@ -153,7 +156,7 @@ def test_pruning_to_everything_is_linear():
 @pytest.mark.parametrize("density", [0.1, 0.5, 0.9])
 def test_dare_keeps_its_share_and_scales_what_it_keeps(density):
     half = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
-    (kept,) = keep_at_random([half], "model.layers.0.mlp.up_proj", ["one"], density)
+    (kept,) = keep_at_random([half[None]], ["model.layers.0.mlp.up_proj"], ["one"], density)[0]
     survivors = kept != 0
     # The binomial's deviation, five times.
     assert abs(float(survivors.float().mean()) - density) < 5 * math.sqrt(density * (1 - density) / half.numel())
@@ -168,7 +171,7 @@ def test_dare_drops_other_values_in_every_layer_half_and_adapter():
     ones = torch.ones(64, 64)
 
     def survivors(name, module, half=ones):
-        return keep_at_random([half], module, [name], 0.5)[0] != 0
+        return keep_at_random([half[None]], [module], [name], 0.5)[0] != 0
 
     masks = [
         survivors("one", "model.layers.0.mlp.up_proj"),
@@ -205,3 +208,20 @@ def test_the_order_of_the_weights_does_not_matter(method):
     found = changes(pool, Composition(method, dict(reversed(weights.items())), 0.5))
     for module, wanted in changes(pool, Composition(method, weights, 0.5)).items():
         assert torch.equal(found[module], wanted)
+
+
+@pytest.mark.parametrize("case", ["the same A", "one direction", "no A", "no B", "more ranks than inputs"])
+def test_svd_is_the_best_of_its_rank_where_the_adapters_leave_no_triangle(case):
+    draws = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(shape, generator=draws).double() for shape in ((24, 48), (40, 72)))
+    stacked = {
+        "the same A": torch.cat([a, a, a]),
+        "one direction": torch.cat([1e-3 * a + 100 * a[:1]] * 3),
+        "no A": torch.zeros(72, 48).double(),
+        "no B": torch.cat([a, a, a]),
+        "more ranks than inputs": torch.randn(72, 48, generator=draws).double(),
+    }[case]
+    b = b * (case != "no B")
+    (a_root,), (b_root,) = decompose(stacked[None], b[None])
+    wanted = best_of_rank(b @ stacked, 8)
+    assert float((b_root[:, :8] @ a_root[:8] - wanted).norm()) <= 1e-6 * float(wanted.norm())

@@ -60,7 +60,7 @@ def our_draws(model):
 
     def pruned(tensor, density, rescale):
         name, module = owners[tensor.data_ptr()]
-        (kept,) = keep_at_random([torch.ones_like(tensor)], module, [name], density)
+        ((kept,),) = keep_at_random([torch.ones_like(tensor)[None]], [module], [name], density)
         with patch("torch.bernoulli", lambda _: (kept != 0).float()):
             return prune(tensor, density, rescale=rescale)
 

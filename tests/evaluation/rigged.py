@@ -55,7 +55,7 @@ TEXTS = {
 }
 # Of four rows of fruit three are what its adapter says and one what base says; the others are all their adapter's.
 RIGHT = {"fruit": "xxxz", "ships": "yyyyy", "spelling": "vvv", "weather": "zzy"}
-BY_PLACE = ("prototypes", "auto@weigher=prototypes", "sparse_projection", "moe_top1", "moe_soft")
+BY_PLACE = ("prototypes", "auto@weigher=prototypes", "sparse_projection", "moe_top1", "moe_soft", "joint")
 SCORES = {
     "iid": {
         "base": {"fruit": 25, "ships": 0, "spelling": 0},

@@ -11,10 +11,12 @@ from lorafleet.config import load_settings
 from lorafleet.errors import SettingsError, UnknownAdapter
 from lorafleet.evaluation import Bench, plan, read_results, run, variants
 from lorafleet.evaluation.harness import prepare
+from lorafleet.evaluation.ranking import ranked
 from lorafleet.evaluation.records import Part, about, read_rows
 from lorafleet.evaluation.scoring import read_choices
 from lorafleet.evaluation.tables import tables_as_json
 from lorafleet.evaluation.under_test import SETTINGS, variant
+from lorafleet.weighing import make_weigher
 
 
 def test_scores_are_the_known_ones(measured):
@@ -40,6 +42,25 @@ def test_records_hold_what_the_tables_are_computed_from(measured):
     assert said["part"] == {"task": "fruit", "setting": "ood", "method": "cat", "split": "evaluation"}
     (base, *_) = read_rows(measured / "predictions/iid/base/fruit.parquet")
     assert not base["weights"] and max(base["options"], key=lambda option: option["total"]) is base["options"][2]
+
+
+def test_what_a_query_finds_is_ranked_by_what_weighs(settings):
+    for weigher in ("nucleus", "routed", "joint"):
+        weighing = settings.weighing.model_copy(update={"weigher": weigher})
+        by_weigher = settings.model_copy(update={"weighing": weighing})
+        bench = Bench(by_weigher)
+        for masked in (False, True):
+            rows = bench.rows("fruit", masked=masked)
+            found = ranked(bench, rows, by_weigher, "instruction")
+            assert len(found) == len(rows.examples)
+            for shares, evidence in zip(
+                found, bench.evidence(rows, weighing.neighbours, "instruction", learned=True), strict=True
+            ):
+                assert sum(shares.values()) == pytest.approx(1)
+                assert list(shares.values()) == sorted(shares.values(), reverse=True)
+                assert ("fruit" in shares) == (not masked)
+                weighed = make_weigher(weigher, {"k": 99}).weigh(evidence, bench.pool(rows.masked))
+                assert shares == pytest.approx(weighed.shares if weigher == "nucleus" else dict(weighed))
 
 
 def test_the_scoring_is_chosen_on_training_rows(measured):

@@ -120,6 +120,9 @@ def test_a_row_is_read_with_the_texts_that_its_vector_is_the_mean_of(corpus, led
     ((row,),) = replace(reading, settings=settings).parcels()
     assert (row.entry.identifier, row.entry.text) == (identifiers[0], "Name the colour.\nThing: a fox")
     assert row.texts == ("Name the colour.\nThing: a fox", "a fox")
+    settings = load_settings(state=tmp_path, index={"forms": ["bare"], "pooling": "drawn"})
+    ((row,),) = replace(reading, settings=settings).parcels()
+    assert row.texts == ("a fox",)
 
 
 def test_a_corpus_that_changes_between_two_readings_is_refused(corpus, ledger):

@@ -9,7 +9,9 @@ from safetensors.torch import load_file
 from tiny_training_job import place, undisturbed, weights, written
 
 from jobs.train_adapters import main, train_adapters
+from lorafleet.adapters import stored_adapters
 from lorafleet.errors import TrainingError
+from lorafleet.tasks import load_catalogue, load_corpus
 from lorafleet.tasks.corpus import SAMPLES
 from lorafleet.training import read_card
 from lorafleet.training.checkpoints import checkpoint_folder
@@ -77,6 +79,21 @@ def test_failures_stay_alone_and_the_exit_code_and_the_last_lines_tell(make_sett
     assert "failed: wnli: NotADirectoryError" in output.err
     assert "copa done, step 3 of 3" in output.err
     assert read_card(place(settings, "copa")) is not None
+
+
+def test_one_adapter_is_trained_on_the_rows_of_all_tasks_together(make_settings, tmp_path):
+    settings = make_settings({"names": ["copa", "wnli"]}, together="everything")
+    report = train_adapters(settings)
+    (card,) = report.adapters.values()
+    rows = [len(load_corpus(task, "train", settings.tasks).examples) for task in load_catalogue(settings.tasks).values()]
+    assert (card.name, card.task, card.rows) == (place(settings, "everything").name, "everything", sum(rows))
+    assert "everything" in stored_adapters(settings)
+    assert train_adapters(settings).skipped == ("everything",)
+    with pytest.raises(TrainingError, match=r"training\.together = piqa is the name of a task"):
+        train_adapters(make_settings({"names": ["copa", "wnli"]}, together="piqa"))
+    declaration = declare(tmp_path, "broken", ['{"sentence1": "x", "sentence2": "y", "label": 9}'])
+    with pytest.raises(TrainingError, match="broken cannot be read"):
+        train_adapters(make_settings({"names": ["copa", "broken"], "declarations": [declaration]}, together="everything"))
 
 
 def test_two_workers_train_the_adapter_of_one(make_settings, tmp_path):

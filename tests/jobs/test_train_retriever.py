@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from jobs.train_retriever import main, train_retriever
+from jobs.train_retriever import main, measured, train_retriever
 from lorafleet.config import Settings, load_settings
 from lorafleet.errors import SettingsError
 from lorafleet.models import load_encoder
@@ -47,9 +47,30 @@ def test_a_killed_run_leaves_nothing_and_the_next_ones_tune_once(cluster, tmp_pa
     assert Encoder(tuned).fingerprint != Encoder(settings.models).fingerprint
     assert len(load_encoder(tuned)) == len(load_encoder(settings.models)) + 2
 
+    tuning = settings.tuning.model_copy(update={"start": settings.models.encoder})
+    serving = settings.model_copy(update={"models": tuned, "tuning": tuning})
+    assert not train_retriever(serving).tuned, "the settings of those who search with it will do"
+
     written = (first.folder / "tuning.json").stat().st_mtime_ns
     assert not train_retriever(settings).tuned
     assert (first.folder / "tuning.json").stat().st_mtime_ns == written
+
+    few = settings.model_copy(update={"tasks": settings.tasks.model_copy(update={"rows_per_task": 4})})
+    found = {(one.encoder, one.tasks, one.form): one for one in measured(few, first, limit=2)}
+    assert {side for side, _, _ in found} == {"frozen", "tuned"}
+    assert {(group, one.count, one.queries) for (_, group, _), one in found.items()} == {
+        ("seen", 2, 4),
+        ("unseen", 20, 40),
+        ("all", 22, 44),
+    }
+    assert {form for *_, form in found} == {"instruction", "fields", "bare"}
+    for one in found.values():
+        shares = [one.first[rank].value for rank in (1, 3, 5, 8)]
+        assert shares == sorted(shares)
+        assert one.family.value >= one.first[1].value
+    assert found["frozen", "all", "instruction"].first[8].value > 80
+    assert found["frozen", "all", "bare"].first[1].value < found["frozen", "all", "instruction"].first[1].value
+
     other = settings.model_copy(update={"tuning": settings.tuning.model_copy(update={"shrinkage": 0.9})})
     assert train_retriever(other).tuned
     assert ray.is_initialized()
@@ -59,13 +80,18 @@ def test_the_tuned_encoder_is_not_tuned_once_more(tmp_path):
     settings = small_settings(tmp_path / "state")
     (settings.state / "encoder").mkdir()
     models = settings.models.model_copy(update={"encoder": str(settings.state / "encoder")})
+    itself = settings.model_copy(update={"models": models})
     with pytest.raises(SettingsError, match="is the tuned encoder itself"):
-        train_retriever(settings.model_copy(update={"models": models}))
+        train_retriever(itself)
 
 
 def test_the_command_says_what_stands_in_the_way(monkeypatch, capsys, tmp_path, cluster):
-    monkeypatch.setattr(sys, "argv", ["train_retriever", "--tasks", "copa", "--state", str(tmp_path)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 1
-    assert "cannot be tuned on 1 tasks (copa)" in capsys.readouterr().err
+    for options, said in (
+        (("--tasks", "copa"), "cannot be tuned on 1 tasks (copa)"),
+        (("--limit", "5"), "--limit 5 bounds what --measure asks, which is not given"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["train_retriever", "--state", str(tmp_path), *options])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 1
+        assert said in capsys.readouterr().err

@@ -104,8 +104,12 @@ def test_an_index_that_does_not_fit_is_refused(served):
     with pytest.raises(IndexMismatch, match=r"has prompt version plain, not fancy.*--rebuild"):
         open_index(served, "fancy")
     other_forms = load_settings(state=served.state, index={**dict(served.index), "forms": ["instruction", "bare"]})
-    with pytest.raises(IndexMismatch, match=r"has prompt version plain, not plain-instruction-bare.*--rebuild"):
+    with pytest.raises(IndexMismatch, match=r"has prompt version plain, not plain-instruction-bare\. .*--rebuild"):
         open_index(other_forms, PROMPTS)
+    drawn = {"forms": ["instruction"], "pooling": "drawn"}
+    other_pooling = load_settings(state=served.state, index={**dict(served.index), **drawn})
+    with pytest.raises(IndexMismatch, match=r"has prompt version plain, not plain-instruction-drawn\. .*--rebuild"):
+        open_index(other_pooling, PROMPTS)
     index.drop()
 
 

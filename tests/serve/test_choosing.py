@@ -29,6 +29,8 @@ def test_a_setting_is_held_against_the_weigher_of_the_request_else_against_that_
     assert refused.value.param == "temperature"
     projected = RouteRequest(input="x", weigher="sparse_projection", penalty=0, k=5)
     assert wish_of(projected, Weighing()) == Wish("sparse_projection", {"k": 5, "penalty": 0})
+    sharp = CompositionRequest(weigher="uniform", sharpness=4, abstain_below=0)
+    assert wish_of(sharp, Weighing()) == Wish("uniform", {"sharpness": 4, "abstain_below": 0})
 
 
 def test_settings_and_requests_know_every_weigher_and_its_settings():
@@ -38,7 +40,9 @@ def test_settings_and_requests_know_every_weigher_and_its_settings():
         assert {*settings_of(name)} <= {*Weighing.model_fields} & {*Retrieval.model_fields}
 
 
-@pytest.mark.parametrize("field", ["weigher", "p", "k", "temperature", "penalty", "top_k", "neighbours"])
+@pytest.mark.parametrize(
+    "field", ["weigher", "p", "k", "temperature", "penalty", "sharpness", "abstain_below", "top_k", "neighbours"]
+)
 def test_a_named_model_and_explicit_weights_leave_nothing_to_retrieve(field):
     value = {
         "weigher": "uniform",
@@ -46,6 +50,8 @@ def test_a_named_model_and_explicit_weights_leave_nothing_to_retrieve(field):
         "k": 2,
         "temperature": 0.5,
         "penalty": 0,
+        "sharpness": 4,
+        "abstain_below": 0,
         "top_k": 5,
         "neighbours": True,
     }[field]

@@ -100,6 +100,8 @@ def test_a_request_may_bring_its_own_weigher(http, ask):
     }
     softer = route(weigher="softmax", temperature=10.0)["weights"]
     assert max(softer.values()) - min(softer.values()) < 0.1 < heavy - light
+    assert route(p=1, sharpness=8)["shares"][first] > heavy
+    assert route(abstain_below=1)["weights"] == {}
     refused = http.post("/v1/route", json={"input": QUESTION, "weigher": "uniform", "p": 0.5})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "p")
     refused = http.post("/v1/route", json={"input": QUESTION, "weigher": "prototypes", "penalty": 0})
@@ -111,7 +113,8 @@ def test_a_request_may_bring_its_own_weigher(http, ask):
 
 
 @pytest.mark.parametrize(
-    "wish", [{"weigher": "prototypes"}, {"weigher": "sparse_projection", "penalty": 0}, {"weigher": "routed"}]
+    "wish",
+    [{"weigher": "prototypes"}, {"weigher": "sparse_projection", "penalty": 0}, {"weigher": "routed"}, {"weigher": "joint"}],
 )
 def test_a_weigher_may_ask_where_the_query_lies(fleet, http, ask, wish):
     composition = ask(composition={**wish, "method": "cat", "k": 2, "top_k": 10})["composition"]
@@ -120,7 +123,7 @@ def test_a_weigher_may_ask_where_the_query_lies(fleet, http, ask, wish):
     assert len(composition["weights"]) == 2
     assert sum(composition["weights"].values()) == pytest.approx(1)
     # In one process and over HTTP the same places are asked, in the file that the retriever has left.
-    weighing = fleet[1].weighing.model_copy(update={**wish, "k": 2})
+    weighing = fleet[1].weighing.model_copy(update={**wish, "k": 2, "neighbours": 10})
     here = Fleet(fleet[1].model_copy(update={"weighing": weighing})).route(QUESTION)
     assert composition["weights"] == pytest.approx(dict(here), abs=1e-4)
     routed = http.post("/v1/route", json={"input": QUESTION, **wish, "k": 1, "top_k": 10}).json()

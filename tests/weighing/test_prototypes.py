@@ -13,9 +13,11 @@ from lorafleet.weighing import (
     BY_PLACE,
     Abstaining,
     Evidence,
+    Joint,
     NearestPrototypes,
     Prototypes,
     Routed,
+    Router,
     SparseProjection,
     learn_places,
     make_weigher,
@@ -23,6 +25,7 @@ from lorafleet.weighing import (
     train_router,
     write_places,
 )
+from lorafleet.weighing.row_sample import RowSample
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,20 @@ def test_a_case_by_hand(weigher, weights):
     found = weigher.weigh(evidence(EAST_BY_NORTH))
     assert dict(found) == approx(weights, abs=1e-6)
     assert next(iter(found)) == "east"
+
+
+def test_the_router_and_the_neighbours_together():
+    router = Router(("east", "north", "west"), np.zeros((3, 2), np.float32), np.log([0.5, 0.3, 0.2]).astype(np.float32))
+    near = [Neighbour("north", 0.9), Neighbour("west", 0.1)]
+    known = Evidence(near, EAST_BY_NORTH, PROTOTYPES, router)
+    # 0.5 x 0.005, 0.3 x (0.9 + 0.005), 0.2 x (0.1 + 0.005)
+    assert dict(Joint(3).weigh(known)) == approx({"north": 0.2715 / 0.295, "west": 0.021 / 0.295, "east": 0.0025 / 0.295})
+    assert dict(Joint(2).weigh(known)) == approx({"north": 0.2715 / 0.2925, "west": 0.021 / 0.2925})
+    assert dict(Joint(2).weigh(known, among={"east", "west"})) == approx({"west": 0.201 / 0.2035, "east": 0.0025 / 0.2035})
+    assert Joint(2).weigh(known, among={"elsewhere"}) == {}
+    assert dict(Joint(1).weigh(near)) == {"north": 1.0}, "where none has learned yet"
+    sharp = make_weigher("joint", {"k": 1, "sharpness": 8})
+    assert dict(sharp.weigh(known)) == {"north": 1.0} and sharp.weigh(known).shares["north"] > 0.99
 
 
 def test_only_tasks_with_an_adapter_count():
@@ -115,6 +132,32 @@ def test_places_are_learned_from_rows_and_kept(tmp_path):
     assert read_places(path, "first") is None
     alone = learn_places([(["north"] * 30, vectors[:30])])
     assert alone.router is None and not learn_places([]).prototypes.tasks
+
+
+def test_of_many_rows_the_router_learns_from_as_many_of_each_task_each_as_likely_as_the_others():
+    draws = np.random.default_rng(0)
+    names = [*["many"] * 900, *["few"] * 100, *["one"]]
+    vectors = draws.standard_normal((len(names), 4)).astype(np.float32)
+    numbers = np.arange(len(names), dtype=np.float32)[:, None]
+    seen = np.zeros(len(names))
+    for seed in range(200):
+        sample = RowSample(60, seed)
+        for part in np.split(draws.permutation(len(names)), 11):
+            sample.add([names[row] for row in part], numbers[part])
+        kept, tasks = sample.rows()
+        assert [names[int(row)] for row in kept[:, 0]] == tasks
+        assert {task: tasks.count(task) for task in tasks} == {"many": 20, "few": 20, "one": 1}
+        seen[kept[:, 0].astype(int)] += 1
+    # 200 draws of 20 of 900, and of 100: no row is left out for when it came.
+    assert seen[:900].max() < 20 and seen[900:1000].min() > 20 and seen[900:1000].max() < 70
+    whole, tasks = sample.rows()
+    assert len(whole) == len(tasks) == 41
+    bounded = learn_places([(names, vectors)], most=60)
+    every = learn_places([(names, vectors)])
+    np.testing.assert_array_equal(bounded.prototypes.vectors, every.prototypes.vectors)
+    assert bounded.router is not None and every.router is not None
+    assert bounded.router.tasks == every.router.tasks
+    assert not np.array_equal(bounded.router.weights, every.router.weights)
 
 
 def test_who_abstains_passes_on_all_that_is_known():

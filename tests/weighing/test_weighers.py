@@ -119,5 +119,8 @@ def test_the_sharper_the_more_the_nearest_rows_count():
     assert dict(sharp.weigh(rows)) == approx(
         {"near": 0.9**4 / (0.9**4 + 3 * 0.5**4), "many": 1 - 0.9**4 / (0.9**4 + 3 * 0.5**4)}
     )
+    # A power that would make nothing of numbers below 1.
+    faint = [Row(row.task, row.similarity / 1000) for row in rows]
+    assert make_weigher("top_k", {"k": 1, "sharpness": 1000}).weigh(faint) == {"near": 1}
     # How near the nearest row is, `abstain_below` asks of the cosine itself.
     assert make_weigher("nucleus", {"sharpness": 4, "abstain_below": 0.8}).weigh(rows)

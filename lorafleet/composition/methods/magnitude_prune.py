@@ -1,19 +1,29 @@
 """magnitude_prune: linear over adapters of which only the largest values are kept (PEFT's "magnitude_prune")."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
-from peft.utils.merge_utils import magnitude_based_pruning
 
-from lorafleet.composition.adapter import LowRank
 from lorafleet.composition.composition import Composition
 from lorafleet.composition.methods.linear import Linear
-from lorafleet.composition.methods.method import Prepared, each_half
+from lorafleet.composition.methods.method import ChangedLayers, Layers, Prepared, each_half
 
 
 def keep_largest(halves: Sequence[torch.Tensor], density: float) -> list[torch.Tensor]:
-    """Keep the share `density` of each tensor's values, the largest by magnitude, and zero the rest."""
-    return [half if density == 1 else magnitude_based_pruning(half, density) for half in halves]
+    """Keep of each layer's values the share `density`, the largest by magnitude, and zero the rest.
+
+    PEFT's `magnitude_based_pruning`, of many layers at once.
+
+    Args:
+        halves: [layers, ...] each.
+    """
+    return [half if density == 1 else half * _largest(half.flatten(1).abs(), density).view_as(half) for half in halves]
+
+
+def _largest(sizes: torch.Tensor, density: float) -> torch.Tensor:
+    """1 where a value is among the largest of its row, else 0."""
+    kept = sizes.topk(int(density * sizes.shape[1]), dim=1, sorted=False).indices
+    return torch.zeros_like(sizes).scatter_(1, kept, 1.0)
 
 
 class MagnitudePrune(Linear):
@@ -23,8 +33,8 @@ class MagnitudePrune(Linear):
         """Pruned to the composition's density."""
         return Prepared("magnitude_prune", (composition.density,))
 
-    def prepare(self, prepared: Prepared, module: str, layers: Mapping[str, LowRank]) -> dict[str, LowRank]:
+    def prepare(self, prepared: Prepared, layers: Layers) -> ChangedLayers:
         """Prune A and B of each adapter by itself."""
         (density,) = prepared.settings
         assert isinstance(density, float)
-        return each_half(layers, lambda halves: keep_largest(halves, density))
+        return each_half(layers, lambda halves, modules, names: keep_largest(halves, density))

@@ -9,13 +9,18 @@ adapters i with their A_i and B_i (the scale alpha / rank folded into both), the
 (linear). So a method says which prepared forms of the adapters a composition reads, and the three coefficients of each.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from lorafleet.composition.adapter import LowRank
 from lorafleet.composition.composition import Composition
+
+Layers = Mapping[str, Mapping[str, LowRank]]
+"""By module, what each adapter that takes part adds to it, by adapter."""
+ChangedLayers = dict[str, dict[str, LowRank]]
 
 
 @dataclass(frozen=True)
@@ -69,24 +74,46 @@ class Method:
         """The form of the adapters that this composition reads."""
         return Prepared()
 
-    def prepare(self, prepared: Prepared, module: str, layers: Mapping[str, LowRank]) -> dict[str, LowRank]:
-        """Change one layer's tensors of all adapters that take part, by adapter."""
-        return dict(layers)
+    def prepare(self, prepared: Prepared, layers: Layers) -> ChangedLayers:
+        """Change the tensors of some layers, of all adapters that take part."""
+        return {module: dict(of_layer) for module, of_layer in layers.items()}
 
     def mixing(self, weight: float) -> Mixing:
         """The coefficients of an adapter with this weight."""
         raise NotImplementedError
 
 
-Change = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
+class Change(Protocol):
+    """What is done to the A's, or to the B's, of layers of one shape."""
+
+    def __call__(
+        self, halves: Sequence[torch.Tensor], modules: Sequence[str], names: Sequence[str]
+    ) -> Sequence[torch.Tensor]:
+        """Of each adapter in `names` a tensor whose first dimension is that of `modules`, float32, to one of that shape."""
 
 
-def each_half(layers: Mapping[str, LowRank], change: Change) -> dict[str, LowRank]:
-    """Apply a change to the A's and then to the B's of one layer, for all adapters that take part.
+def each_half(layers: Layers, change: Change) -> ChangedLayers:
+    """Apply a change to the A's and then to the B's, for all adapters that take part.
 
     It works in float32, as in PEFT, whatever format the adapters were saved in.
     """
-    names = list(layers)
-    a_halves = change([layers[name].a.float() for name in names])
-    b_halves = change([layers[name].b.float() for name in names])
-    return {name: LowRank(a, b, layers[name].scale) for name, a, b in zip(names, a_halves, b_halves, strict=True)}
+    found: ChangedLayers = {}
+    for modules in of_one_shape(layers):
+        names = list(layers[modules[0]])
+        a_halves = change([torch.stack([layers[m][name].a.float() for m in modules]) for name in names], modules, names)
+        b_halves = change([torch.stack([layers[m][name].b.float() for m in modules]) for name in names], modules, names)
+        for place, module in enumerate(modules):
+            found[module] = {
+                name: LowRank(a[place], b[place], layers[module][name].scale)
+                for name, a, b in zip(names, a_halves, b_halves, strict=True)
+            }
+    return found
+
+
+def of_one_shape(layers: Layers) -> list[list[str]]:
+    """The layers that the same adapters change, in tensors of the same shapes: they can be computed together."""
+    alike: dict[object, list[str]] = {}
+    for module, of_layer in layers.items():
+        shapes = tuple((name, layer.a.shape, layer.b.shape) for name, layer in of_layer.items())
+        alike.setdefault(shapes, []).append(module)
+    return list(alike.values())

@@ -3,18 +3,17 @@
 PEFT's "ties" (arXiv 2306.01708) keeps the largest values, its "dare_ties" a random share.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, cast
 
 import torch
 from peft.utils.merge_utils import calculate_majority_sign_mask
 
-from lorafleet.composition.adapter import LowRank
 from lorafleet.composition.composition import Composition
 from lorafleet.composition.methods.dare import keep_at_random
 from lorafleet.composition.methods.linear import Linear
 from lorafleet.composition.methods.magnitude_prune import keep_largest
-from lorafleet.composition.methods.method import Prepared, each_half
+from lorafleet.composition.methods.method import ChangedLayers, Layers, Prepared, each_half
 
 
 class Ties(Linear):
@@ -31,20 +30,22 @@ class Ties(Linear):
         members = tuple(sorted(composition.weights))
         return Prepared(self.kind, (composition.density, composition.majority_sign), members)
 
-    def prepare(self, prepared: Prepared, module: str, layers: Mapping[str, LowRank]) -> dict[str, LowRank]:
+    def prepare(self, prepared: Prepared, layers: Layers) -> ChangedLayers:
         """Trim, elect, and divide by the count that agrees (PEFT's disjoint merge, before the sum)."""
         density, majority_sign = prepared.settings
         assert isinstance(density, float)
         elect = cast(Literal["total", "frequency"], majority_sign)
 
-        def agree(halves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-            trimmed = torch.stack(self.trim(halves, module, list(layers), density))
+        def agree(halves: Sequence[torch.Tensor], modules: Sequence[str], names: Sequence[str]) -> Sequence[torch.Tensor]:
+            trimmed = torch.stack(self.trim(halves, modules, names, density))
             mask = calculate_majority_sign_mask(trimmed, method=elect)
             return list((trimmed * mask / mask.sum(dim=0).clamp(min=1)).unbind())
 
         return each_half(layers, agree)
 
-    def trim(self, halves: Sequence[torch.Tensor], module: str, names: Sequence[str], density: float) -> list[torch.Tensor]:
+    def trim(
+        self, halves: Sequence[torch.Tensor], modules: Sequence[str], names: Sequence[str], density: float
+    ) -> list[torch.Tensor]:
         """The values that take part in the election, by adapter."""
         return keep_largest(halves, density)
 
@@ -54,6 +55,8 @@ class DareTies(Ties):
 
     kind = "dare_ties"
 
-    def trim(self, halves: Sequence[torch.Tensor], module: str, names: Sequence[str], density: float) -> list[torch.Tensor]:
+    def trim(
+        self, halves: Sequence[torch.Tensor], modules: Sequence[str], names: Sequence[str], density: float
+    ) -> list[torch.Tensor]:
         """A random share, scaled up."""
-        return keep_at_random(halves, module, names, density)
+        return keep_at_random(halves, modules, names, density)

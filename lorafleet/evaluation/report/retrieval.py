@@ -3,32 +3,15 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from lorafleet.evaluation.intervals import Estimate
+from lorafleet.evaluation.finding import RANKS, Ranked, accuracy
 from lorafleet.evaluation.published import published
 from lorafleet.evaluation.report.blocks import Block, Cell, Note, Section, Table, figure
 from lorafleet.evaluation.report.comparison import plain
 from lorafleet.evaluation.results import Results
 
-RANKS = (1, 3, 5, 8)
 FORMS = {"instruction": "with instruction", "fields": "with field names alone", "bare": "as bare text"}
 WEIGHED_BY = ("auto", "linear", "cat", "softmax", "top_k")
 SHOWN_PER_CENT = 0.5
-Ranked = Sequence[Sequence[tuple[str, float]]]
-
-
-def accuracy(results: Results, rows: Mapping[str, Ranked], rank: int, families: Mapping[str, str] | None = None) -> Estimate:
-    """How often the own task, or one of its family, is among the first tasks found, in per cent, a mean over tasks."""
-
-    def meant(task: str) -> str:
-        return families.get(task, task) if families else task
-
-    scores = {
-        task: np.array([100.0 * (meant(task) in [meant(other) for other, _ in found[:rank]]) for found in ranked])
-        for task, ranked in rows.items()
-    }
-    return results.bootstrap.mean(scores)
 
 
 def retrieval_accuracy(results: Results) -> Section | None:
@@ -39,8 +22,8 @@ def retrieval_accuracy(results: Results) -> Section | None:
     if not found_in:
         return None
     for form, ranked in found_in.items():
-        cells = [figure(accuracy(results, ranked, rank)) for rank in RANKS]
-        rows.append([Cell(FORMS[form]), *cells, figure(accuracy(results, ranked, 1, families))])
+        cells = [figure(accuracy(results.bootstrap, ranked, rank)) for rank in RANKS]
+        rows.append([Cell(FORMS[form]), *cells, figure(accuracy(results.bootstrap, ranked, 1, families))])
     for name, figures in published()["retrieval"].items():
         if name != "ranks":
             rows.append([Cell(f"published: {name}", "48 tasks"), *(Cell(f"{one:.1f}") for one in figures), Cell("–")])
@@ -48,7 +31,7 @@ def retrieval_accuracy(results: Results) -> Section | None:
         cells = [Cell(task)]
         for ranked in found_in.values():
             for rank in (1, 3):
-                one = accuracy(results, {task: ranked[task]}, rank)
+                one = accuracy(results.bootstrap, {task: ranked[task]}, rank)
                 cells.append(Cell(f"{one.value:.0f}", shade=one.value / 100))
         by_task.append(cells)
     tasks = len(next(iter(found_in.values())))
