@@ -7,6 +7,14 @@ import ray
 
 from lorafleet.errors import LoRAFleetError
 
+ENVIRONMENT = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    # Else Ray Data asks a Prometheus every ten seconds from a thread that never ends. Whatever such a thread lets go of
+    # while the job leaves Ray ends the job with exit code 1, however well it went.
+    "RAY_DATA_USAGE_DISABLED": "1",
+}
+"""What a job has unless somebody has set it otherwise."""
+
 
 def connect(start: bool = True) -> None:
     """Join the cluster that runs here (or at RAY_ADDRESS), or start one on this machine for the length of the job.
@@ -17,9 +25,10 @@ def connect(start: bool = True) -> None:
     Raises:
         LoRAFleetError: there is no cluster, or none can be started.
     """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     if ray.is_initialized():
         return
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     try:
         address = None if start else os.environ.get("RAY_ADDRESS", "auto")
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
