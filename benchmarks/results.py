@@ -40,10 +40,13 @@ CONFIG = Path("configs/one-gpu.yaml")
 TOGETHER = "everything"
 FIRST_ROWS = 50
 SHOWN_LINES = 12
+PAPER = ("weighing.weigher=nucleus", "weighing.sharpness=1", "composing.method=linear")
+"""Retrieval and composition as arXiv 2602.21222 has them, by default."""
+
 INDEXES: Mapping[str, tuple[str, ...]] = {
-    "keys": ("index.forms=[instruction]",),
+    "keys": ("index.forms=[instruction]", *PAPER),
     "drawn": ("index.forms=[instruction,fields,bare,bare,bare]", "index.pooling=drawn"),
-    "tuned": ("index.forms=[instruction,fields,bare]", "models.encoder={state}/encoder"),
+    "tuned": ("index.forms=[instruction,fields,bare]", "index.pooling=mean", "models.encoder={state}/encoder"),
 }
 """What rows' vectors are: the paper's keys, one form of text drawn for every row, the mean of three by a tuned encoder."""
 
@@ -54,14 +57,8 @@ LIGHT = (
 )
 HEAVY = ("ties", "dare_linear", "dare_ties", "svd", "arrow", "lorahub")
 CANDIDATES = (
-    "linear",
-    "cat",
-    "cat@sharpness=8",
-    "moe_top1",
-    "moe_top3",
-    "joint",
-    "joint@sharpness=8",
-    "joint@sharpness=8@k=2",
+    *("linear@sharpness=1", "cat@sharpness=1", "cat@sharpness=8", "moe_top1", "moe_top3"),
+    *("joint@sharpness=1", "joint@sharpness=8", "joint@sharpness=8@k=2", "joint@sharpness=8@k=5"),
 )
 BARE = "@query=bare"
 IN_BOTH_FORMS = (*CANDIDATES, *(name + BARE for name in CANDIDATES))
@@ -188,7 +185,8 @@ def candidates_table(results: Results) -> str:
         "masked, bare": ("ood", BARE),
     }
     found = {}
-    for name in (REFERENCE, *CANDIDATES):
+    measured = results.methods("iid")
+    for name in [name for name in (REFERENCE, *CANDIDATES) if name in measured]:
         values = {column: results.mean(setting, name + form) for column, (setting, form) in columns.items()}
         found[name] = {column: _value(value) for column, value in values.items()}
     means = {name: sum(values.values()) / len(values) for name, values in found.items()}

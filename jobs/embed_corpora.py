@@ -37,6 +37,7 @@ from lorafleet.cli.options import (
 from lorafleet.cli.running import run
 from lorafleet.config import Settings
 from lorafleet.errors import IndexMismatch, TaskError
+from lorafleet.placing import places_of
 from lorafleet.progress import progress
 from lorafleet.retrieval import (
     CorpusIndex,
@@ -52,6 +53,7 @@ from lorafleet.retrieval import (
     sweep,
 )
 from lorafleet.tasks import BadRow, CorpusRows, Task, load_catalogue, prompt_version
+from lorafleet.weighing import LEARNED
 
 FOLDER = ".embed"
 
@@ -163,6 +165,11 @@ def embed_corpora(settings: Settings, rebuild: bool = False) -> EmbedReport:
             sweep(index, searched.number)
             index.copy_manifest(searched.manifest)
             manifest, work = searched.manifest, Work()
+        if settings.weighing.weigher in LEARNED:
+            # Who serves would have to do it before the first answer.
+            with progress("learning where the tasks lie", 1) as bar:
+                places_of(index, settings.state)
+                bar.advance(1)
     written = work.written
     known = set(names) if settings.tasks.names is None else set(manifest.rows)
     return EmbedReport(

@@ -169,14 +169,14 @@ def print_report(report: TuneReport, embedded: bool) -> None:
     done = "tuned" if report.tuned else "current"
     print(f"{report.folder} is {done}, on {len(report.tasks)} tasks: {', '.join(report.tasks)}")
     if not embedded:
-        print(f"to use it, set models.encoder={report.folder} and index.forms=[instruction,fields,bare], and run:")
-        print("lorafleet embed --rebuild")
+        print("to use it, set these, and run lorafleet embed --rebuild:")
+        print(f"models.encoder={report.folder} index.forms=[instruction,fields,bare] index.pooling=mean")
 
 
 def measured(settings: Settings, report: TuneReport, limit: int | None) -> list[Found]:
     """How well both encoders find the tasks of the evaluation rows, among the training rows of all tasks.
 
-    The rows are embedded with their instruction for the encoder that there was, and in all forms for the tuned one.
+    The rows are embedded as the settings say for the encoder that there was, and in all forms for the tuned one.
 
     Args:
         limit: at most so many rows a task.
@@ -184,8 +184,7 @@ def measured(settings: Settings, report: TuneReport, limit: int | None) -> list[
     every = settings.model_copy(update={"tasks": settings.tasks.model_copy(update={"names": None})})
     names = [task.name for task in load_catalogue(every.tasks).trained]
     groups = {"seen": report.tasks, "unseen": [name for name in names if name not in report.tasks], "all": names}
-    frozen = _from_start(every).model_copy(update={"index": every.index.model_copy(update={"forms": ("instruction",)})})
-    sides = {"frozen": frozen, "tuned": _with_tuned(every, report)}
+    sides = {"frozen": _from_start(every), "tuned": _with_tuned(every, report)}
     with progress("measuring retrieval", len(sides) * measuring_steps(every)) as bar:
         return [one for name, side in sides.items() for one in measure(name, side, groups, limit, bar)]
 
@@ -210,9 +209,9 @@ def print_measured(found: list[Found]) -> None:
 
 
 def _with_tuned(settings: Settings, report: TuneReport) -> Settings:
-    """The same with the tuned encoder, and rows embedded in all forms."""
+    """The same with the tuned encoder, and the mean of all forms for every row."""
     models = settings.models.model_copy(update={"encoder": str(report.folder), "encoder_revision": None})
-    index = settings.index.model_copy(update={"forms": FORMS})
+    index = settings.index.model_copy(update={"forms": FORMS, "pooling": "mean"})
     return settings.model_copy(update={"models": models, "index": index})
 
 

@@ -70,16 +70,16 @@ class Tasks(Section):
 class Index(Section):
     """The Chroma server and the HNSW graph in it. Distances are cosine.
 
-    A row's text has three forms: with its instruction, with the names of its fields alone, bare. Its vector is the `mean` of
-    its text's in `forms`, or, `drawn`, that of one of them, another for every row; a form that is named twice is drawn twice
-    as often.
+    A row's text has three forms: with its instruction, with the names of its fields alone, bare. Its vector is that of one
+    of its `forms`, `drawn` anew for every row (a form that is named twice is drawn twice as often), or the `mean` of all.
+    The paper's rows have their instruction alone.
     """
 
     url: str = "http://127.0.0.1:8100"
     collection: str = "lorafleet"
     token: str | None = None
-    forms: Annotated[tuple[TextForm, ...], Field(min_length=1)] = ("instruction",)
-    pooling: Literal["mean", "drawn"] = "mean"
+    forms: Annotated[tuple[TextForm, ...], Field(min_length=1)] = ("instruction", "fields", "bare", "bare", "bare")
+    pooling: Literal["mean", "drawn"] = "drawn"
     write_batch: Annotated[int, Field(ge=1, le=5461)] = 4000
     encode_batch: Count = 32
     encoders: Count | None = None
@@ -154,9 +154,11 @@ class Tuning(Section):
 
 
 class Weighing(Section):
-    """How neighbours become task weights: by default, the nucleus of the summed similarities (arXiv 2602.21222, section 6).
+    """How neighbours become task weights.
 
-    `prototypes`, `sparse_projection`, `routed` and `joint` ask where the query itself lies among the tasks of the index.
+    `joint` multiplies a task's share of the neighbours' similarity by what a router says that has learned from the index;
+    `nucleus` over the shares alone, with a `sharpness` of 1, is the paper's (arXiv 2602.21222, section 6). `prototypes`,
+    `sparse_projection`, `routed` and `joint` ask where the query itself lies among the tasks of the index.
     `p` is the nucleus's mass, `k` how many adapters the other weighers keep, `temperature` that of the softmax and of the
     prototypes, `penalty` the sparse projection's lambda (arXiv 2410.09908, section 3). Similarities are taken to the power
     of `sharpness` before they are summed: above 1, the nearest rows count for more. A query is left to the base model where
@@ -164,19 +166,19 @@ class Weighing(Section):
     """
 
     neighbours: Count = 100
-    weigher: WeigherName = "nucleus"
+    weigher: WeigherName = "joint"
     p: Share = 0.9
     k: Count = 3
     temperature: Annotated[float, Field(gt=0)] = 0.2
     penalty: Annotated[float, Field(ge=0)] = 1.0
-    sharpness: Annotated[float, Field(gt=0)] = 1
+    sharpness: Annotated[float, Field(gt=0)] = 8
     abstain_below: Annotated[float, Field(ge=0, le=1)] = 0
 
 
 class Composing(Section):
     """The method that combines the adapters of a request, and its settings."""
 
-    method: MethodName = "linear"
+    method: MethodName = "cat"
     density: Share = 0.8
     majority_sign: Literal["frequency", "total"] = "frequency"
 

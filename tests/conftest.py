@@ -12,8 +12,13 @@ from pathlib import Path
 import interpreted  # noqa: F401
 import pytest
 import torch
+from hypothesis import settings
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
+
+# The same cases every time; others by --hypothesis-profile default.
+settings.register_profile("steady", derandomize=True)
+settings.load_profile("steady")
 
 # The models here are tiny: threads would only wait for each other.
 torch.set_num_threads(1)

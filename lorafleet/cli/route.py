@@ -18,7 +18,7 @@ def route(
     state: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Which adapters a query calls for: neighbours, task weights, nucleus. Generates nothing."""
+    """Which adapters a query calls for: neighbours and task weights. Generates nothing."""
     from lorafleet.fleet import Fleet
 
     fleet = Fleet(settings_from(config, overrides, state))
@@ -30,7 +30,8 @@ def route(
             {"input": text, "weights": dict(weights), "shares": shares, "nucleus": list(weights.nucleus), "neighbours": rows}
         )
         return
-    typer.echo(f"Task weights (nucleus of {len(weights)} out of {len(weights.shares)} tasks near the query):")
+    weigher = fleet.settings.weighing.weigher
+    typer.echo(f"Task weights (by {weigher}: {len(weights)} adapters; {len(weights.shares)} tasks are near the query):")
     print_weights(weights)
     typer.echo(f"\nNearest of {len(neighbours)} neighbours:")
     for row in neighbours[:SHOWN_NEIGHBOURS]:

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,11 +89,12 @@ def deploy(settings: Settings, arguments: list[str]) -> None:
 
 
 def _deployment(settings: Settings) -> dict[str, Any]:
-    """What an endpoint depends on: its settings, and which adapters there are."""
+    """What an endpoint depends on: this package, its settings, and which adapters there are."""
     from lorafleet.adapters import stored_adapters
 
     adapters = stored_adapters(settings).adapters.values()
     return {
+        "version": version("lorafleet"),
         "settings": settings.model_dump(mode="json", exclude={"tasks", "training"}),
         # Those that came in while it ran, it has.
         "adapters": {adapter.name: adapter.created for adapter in adapters if not adapter.added},
@@ -132,8 +134,24 @@ def endpoint_ready(settings: Settings) -> bool:
 
 def _start_ray(settings: Settings) -> None:
     folder, port = run_folder(settings), settings.serving.ray_port
-    if processes.running(RAY, folder):
-        return
+    if not processes.running(RAY, folder):
+        _start_head(settings, folder, port)
+    deadline = time.monotonic() + RAY_START_SECONDS
+    # The dashboard comes up last.
+    while not (_listens(port) and _listens(settings.serving.dashboard_port)):
+        if not processes.running(RAY, folder):
+            raise LoRAFleetError(
+                f"the Ray head ended at once: {processes.last_words(RAY, folder)}", f"Read {processes.log_of(RAY, folder)}"
+            )
+        if time.monotonic() > deadline:
+            raise LoRAFleetError(
+                f"the Ray head has not come up in {RAY_START_SECONDS:.0f} s",
+                f"Run this again to wait on, or 'lorafleet down' to end it; its log is {processes.log_of(RAY, folder)}",
+            )
+        time.sleep(0.3)
+
+
+def _start_head(settings: Settings, folder: Path, port: int) -> None:
     if _listens(port):
         raise LoRAFleetError(
             f"port serving.ray_port = {port} is taken by another program",
@@ -153,18 +171,6 @@ def _start_ray(settings: Settings) -> None:
     environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "2"
     environment |= RAY_ENVIRONMENT
     processes.start(RAY, command, folder, env=environment)
-    deadline = time.monotonic() + RAY_START_SECONDS
-    # The dashboard comes up last.
-    while not (_listens(port) and _listens(settings.serving.dashboard_port)):
-        if not processes.running(RAY, folder):
-            raise LoRAFleetError(
-                f"the Ray head ended at once: {processes.last_words(RAY, folder)}", f"Read {processes.log_of(RAY, folder)}"
-            )
-        if time.monotonic() > deadline:
-            raise LoRAFleetError(
-                f"the Ray head has not come up in {RAY_START_SECONDS:.0f} s", f"Read {processes.log_of(RAY, folder)}"
-            )
-        time.sleep(0.3)
 
 
 def _auth_mode() -> str:

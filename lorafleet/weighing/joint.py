@@ -14,21 +14,25 @@ FLOOR = 0.005
 
 @dataclass(frozen=True)
 class Joint:
-    """Takes the `k` tasks with the largest product of the router's probability and their share of the neighbours.
+    """Takes up to `k` tasks with the largest product of the router's probability and their share of the neighbours.
 
     The router knows where the tasks lie as a whole, the neighbours what lies around the query: each errs where the other
-    does not. Where no router has learned yet, and with one task alone, the shares decide.
+    does not. Where no router has learned yet, and with one task alone, the shares decide. A task that has come since it has
+    learned is as likely as its share.
     """
 
     k: int = 3
 
     def weigh(self, neighbours: Iterable[Similar], among: Collection[str] | None = None) -> TaskWeights:
-        """The weights of the tasks that the router knows, among these."""
+        """The weights of the tasks that the router knows or that the neighbours are of, among these."""
         evidence = Evidence.of(neighbours)
         shares = task_shares(evidence, among)
         if evidence.router is None or evidence.embedding is None:
             return TaskWeights.normalised(dict(islice(shares.items(), self.k)), shares)
-        likely = evidence.router.probabilities(evidence.embedding, among)
+        known = evidence.router.probabilities(evidence.embedding, among)
+        new = {task: share for task, share in shares.items() if task not in known}
+        left = max(0.0, 1 - sum(new.values()))
+        likely = {task: probability * left for task, probability in known.items()} | new
         masses = {task: probability * (shares.get(task, 0.0) + FLOOR) for task, probability in likely.items()}
         heaviest = sorted(masses.items(), key=lambda item: (-item[1], item[0]))[: self.k]
-        return TaskWeights.normalised(dict(heaviest), shares)
+        return TaskWeights.normalised({task: mass for task, mass in heaviest if mass}, shares)

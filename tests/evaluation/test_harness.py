@@ -59,7 +59,8 @@ def test_what_a_query_finds_is_ranked_by_what_weighs(settings):
                 assert sum(shares.values()) == pytest.approx(1)
                 assert list(shares.values()) == sorted(shares.values(), reverse=True)
                 assert ("fruit" in shares) == (not masked)
-                weighed = make_weigher(weigher, {"k": 99}).weigh(evidence, bench.pool(rows.masked))
+                by_name = make_weigher(weigher, {"k": 99, "sharpness": weighing.sharpness})
+                weighed = by_name.weigh(evidence, bench.pool(rows.masked))
                 assert shares == pytest.approx(weighed.shares if weigher == "nucleus" else dict(weighed))
 
 

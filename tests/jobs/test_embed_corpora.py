@@ -20,6 +20,7 @@ import jobs.embed_corpora
 from jobs.embed_corpora import embed_corpora, print_report
 from lorafleet.config import Settings, load_settings
 from lorafleet.errors import IndexMismatch, IndexUnavailable, LoRAFleetError, TaskError
+from lorafleet.placing import places_of
 from lorafleet.retrieval import (
     Encoder,
     Entry,
@@ -59,7 +60,8 @@ def settings(tmp_path: Path) -> Iterator[Callable[..., Settings]]:
 
     def make(state: str = "state", encoders: int | None = None, **tasks) -> Settings:
         url = f"http://127.0.0.1:{free_port()}"
-        index = {"url": url, "write_batch": 40, "patience_seconds": 30, "encoders": encoders}
+        # A row's vector is that of its key, by which it can be found.
+        index = {"url": url, "write_batch": 40, "patience_seconds": 30, "encoders": encoders, "forms": ["instruction"]}
         declared = {"declarations": [tmp_path / "tasks.yaml"], "rows_per_task": 2000, "names": ["colours"]}
         made[state] = load_settings(state=tmp_path / state, index=index, tasks=declared | tasks)
         return made[state]
@@ -134,6 +136,10 @@ def test_only_what_is_new_is_embedded_what_is_gone_leaves_and_rows_of_adapters_s
     assert manifest.rows == first.rows
     assert list(manifest.corpora) == list(manifest.rows)
     index = open_index(chosen, prompt_version())
+    with monkeypatch.context() as patch:
+        # Whoever serves finds what the router has to know.
+        patch.delattr("lorafleet.placing.learn_places")
+        assert places_of(index, chosen.state).router.tasks == ("colours", "wnli")
     encoder = Encoder(chosen.models)
     (nearest,) = index.query(encoder.encode(["How do I keep bread fresh?"], 1), 1000)
     assert len(nearest) == 43

@@ -116,7 +116,7 @@ def test_a_row_is_read_with_the_texts_that_its_vector_is_the_mean_of(corpus, led
     ledger.note_corpus(rows)
     ledger.note_indexed(row_identifiers("seas", ["deep"]), COLOURS)
     ledger.note_aim(anew=False, other_encoder=False)
-    settings = load_settings(state=tmp_path, index={"forms": ["instruction", "bare"]})
+    settings = load_settings(state=tmp_path, index={"forms": ["instruction", "bare"], "pooling": "mean"})
     ((row,),) = replace(reading, settings=settings).parcels()
     assert (row.entry.identifier, row.entry.text) == (identifiers[0], "Name the colour.\nThing: a fox")
     assert row.texts == ("Name the colour.\nThing: a fox", "a fox")

@@ -17,7 +17,7 @@ NOBODY = Roster([])
 def test_a_setting_is_held_against_the_weigher_of_the_request_else_against_that_of_the_settings():
     softmax = Weighing(weigher="softmax")
     given = CompositionRequest(p=0.5, top_k=7)
-    assert wish_of(given, Weighing()) == Wish(None, {"p": 0.5}, 7)
+    assert wish_of(given, Weighing(weigher="nucleus")) == Wish(None, {"p": 0.5}, 7)
     with pytest.raises(ApiError) as refused:
         choose("auto", given, NOBODY, softmax)
     assert (refused.value.status, refused.value.param) == (400, "composition.p")

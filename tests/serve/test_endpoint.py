@@ -47,7 +47,7 @@ def test_the_openai_client_works_and_the_answer_says_what_was_composed(fleet):
     logprobs = plain.choices[0].logprobs
     assert "".join(logprobs.tokens) == plain.choices[0].text != ""
     assert max(logprobs.token_logprobs) <= 0
-    assert completion.composition["method"] == "linear"
+    assert (completion.composition["method"], completion.composition["weigher"]) == ("cat", "joint")
     assert sum(completion.composition["weights"].values()) == pytest.approx(1)
     assert set(completion.timings) == {"retrieval_ms", "weighing_ms", "queue_ms", "first_token_ms", "total_ms"}
     assert completion.timings["total_ms"] > completion.timings["first_token_ms"] > 0 < completion.timings["retrieval_ms"]
@@ -67,8 +67,8 @@ def test_the_openai_client_works_and_the_answer_says_what_was_composed(fleet):
 
 
 def test_route_says_neighbours_and_weights_and_generates_nothing(http):
-    routed = http.post("/v1/route", json={"input": QUESTION, "top_k": 60, "p": 0.4}).json()
-    everything = http.post("/v1/route", json={"input": QUESTION, "top_k": 60, "p": 1}).json()
+    routed = http.post("/v1/route", json={"input": QUESTION, "top_k": 60, "weigher": "nucleus", "p": 0.4}).json()
+    everything = http.post("/v1/route", json={"input": QUESTION, "top_k": 60, "weigher": "nucleus", "p": 1}).json()
 
     assert len(routed["neighbours"]) == 60
     similarities = [row["similarity"] for row in routed["neighbours"]]
@@ -82,9 +82,9 @@ def test_route_says_neighbours_and_weights_and_generates_nothing(http):
 
 def test_a_request_may_bring_its_own_weigher(http, ask):
     def route(**settings):
-        return http.post("/v1/route", json={"input": QUESTION, "top_k": 60, **settings}).json()
+        return http.post("/v1/route", json={"input": QUESTION, "top_k": 60, "sharpness": 1, **settings}).json()
 
-    shares = route(p=1)["shares"]
+    shares = route(weigher="nucleus", p=1)["shares"]
     ((first, heavy), (second, light), *_) = shares.items()
     assert route(weigher="top_k", k=2)["weights"] == pytest.approx(
         {first: heavy / (heavy + light), second: light / (heavy + light)}
@@ -100,7 +100,7 @@ def test_a_request_may_bring_its_own_weigher(http, ask):
     }
     softer = route(weigher="softmax", temperature=10.0)["weights"]
     assert max(softer.values()) - min(softer.values()) < 0.1 < heavy - light
-    assert route(p=1, sharpness=8)["shares"][first] > heavy
+    assert route(sharpness=8)["shares"][first] > heavy
     assert route(abstain_below=1)["weights"] == {}
     refused = http.post("/v1/route", json={"input": QUESTION, "weigher": "uniform", "p": 0.5})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "p")
@@ -205,7 +205,7 @@ def test_several_prompts_are_several_requests_with_n_choices_each(ask):
         ({"prompt": "a", "composition": {"weights": {"copa": 1}, "p": 0.5}}, 400, "composition.p", "both"),
         ({"prompt": "a", "composition": {"weigher": "nucles"}}, 400, "composition.weigher", "nucles.*nucleus"),
         ({"prompt": "a", "composition": {"weigher": "softmax", "p": 0.5}}, 400, "composition.p", "softmax.*nucleus"),
-        ({"prompt": "a", "composition": {"k": 2}}, 400, "composition.k", "nucleus has p.*top_k or softmax or uniform"),
+        ({"prompt": "a", "composition": {"p": 0.5}}, 400, "composition.p", "joint has k.*nucleus"),
         ({"prompt": "a", "composition": {"temperature": 0}}, 400, "composition.temperature", "0"),
         ({"prompt": "a", "composition": {"weights": {"coppa": 1}}}, 404, "composition.weights.coppa", "copa"),
         ({"prompt": "a", "model": "copa", "composition": {"weights": {"copa": 1}}}, 400, "composition.weights", "copa"),

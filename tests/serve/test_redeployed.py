@@ -17,6 +17,6 @@ def test_deployed_again_it_has_its_new_settings(fleet, http):
     assert deploy(changed) == url
     after = http.post("/v1/route", json={"input": QUESTION}).json()
 
-    assert (before["weigher"], after["weigher"]) == ("nucleus", "prototypes")
+    assert (before["weigher"], after["weigher"]) == ("joint", "prototypes")
     assert list(after["weights"].values()) == pytest.approx([0.5, 0.5])
     assert after["shares"] == pytest.approx(before["shares"], abs=1e-6)

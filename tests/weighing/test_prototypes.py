@@ -64,12 +64,17 @@ def test_the_router_and_the_neighbours_together():
     router = Router(("east", "north", "west"), np.zeros((3, 2), np.float32), np.log([0.5, 0.3, 0.2]).astype(np.float32))
     near = [Neighbour("north", 0.9), Neighbour("west", 0.1)]
     known = Evidence(near, EAST_BY_NORTH, PROTOTYPES, router)
-    # 0.5 x 0.005, 0.3 x (0.9 + 0.005), 0.2 x (0.1 + 0.005)
+    # Of shares that sum to 1: 0.5 x 0.005, 0.3 x (0.9 + 0.005), 0.2 x (0.1 + 0.005)
     assert dict(Joint(3).weigh(known)) == approx({"north": 0.2715 / 0.295, "west": 0.021 / 0.295, "east": 0.0025 / 0.295})
     assert dict(Joint(2).weigh(known)) == approx({"north": 0.2715 / 0.2925, "west": 0.021 / 0.2925})
     assert dict(Joint(2).weigh(known, among={"east", "west"})) == approx({"west": 0.201 / 0.2035, "east": 0.0025 / 0.2035})
     assert Joint(2).weigh(known, among={"elsewhere"}) == {}
     assert dict(Joint(1).weigh(near)) == {"north": 1.0}, "where none has learned yet"
+    come = Evidence([Neighbour("new", 0.6), Neighbour("north", 0.4)], EAST_BY_NORTH, PROTOTYPES, router)
+    # 0.6 x (0.6 + 0.005), and of the 0.4 that are left 0.3 x (0.4 + 0.005)
+    assert dict(Joint(2).weigh(come)) == approx({"new": 0.363 / 0.4116, "north": 0.0486 / 0.4116}), "a task since it learned"
+    alone = Evidence([Neighbour("new", 1.0)], EAST_BY_NORTH, PROTOTYPES, router)
+    assert dict(Joint(3).weigh(alone)) == {"new": 1.0}
     sharp = make_weigher("joint", {"k": 1, "sharpness": 8})
     assert dict(sharp.weigh(known)) == {"north": 1.0} and sharp.weigh(known).shares["north"] > 0.99
 
