@@ -77,7 +77,8 @@ def test_a_question_shows_why_and_streams_one_answer_a_method(opened, http):
     page = opened()
     ask(page)
     expect(page.locator("#status")).to_have_text("Done")
-    routed = http.post("/v1/route", json={"input": QUESTION, "p": 0.9, "top_k": 100}).json()
+    by_nucleus = {"weigher": "nucleus", "p": 0.9, "top_k": 100}
+    routed = http.post("/v1/route", json={"input": QUESTION, **by_nucleus}).json()
 
     rows = page.locator("table.weights tbody tr")
     expect(rows).to_have_count(len(routed["shares"]))
@@ -89,7 +90,7 @@ def test_a_question_shows_why_and_streams_one_answer_a_method(opened, http):
 
     answers = page.get_by_role("article")
     assert [heading.inner_text() for heading in answers.get_by_role("heading").all()] == ["base model", "linear", "cat"]
-    wishes = [{"model": "base"}, *({"composition": {"method": method}} for method in ("linear", "cat"))]
+    wishes = [{"model": "base"}, *({"composition": {"method": method, **by_nucleus}} for method in ("linear", "cat"))]
     for answer, wish in zip(answers.all(), wishes, strict=True):
         body = {"prompt": QUESTION, "max_tokens": 8, "temperature": 0, **wish}
         whole = http.post("/v1/completions", json=body).json()["choices"][0]["text"]
@@ -118,10 +119,10 @@ def test_the_cut_moves_with_p_and_a_link_repeats_the_question(opened):
         ask(page, methods=("selection",), sent_as="chat")
     expect(page.locator("#status")).to_have_text("Done")
     assert page.get_by_role("article").locator(".text").inner_text() != "(no text)"
-    before = page.locator("tbody:not(.beyond) tr").count()
+    page.get_by_label("Nucleus p").fill("1")
+    expect(page.locator("tbody:not(.beyond) tr")).to_have_count(3)
     page.get_by_label("Nucleus p").fill("0.05")
     expect(page.locator("tbody:not(.beyond) tr")).to_have_count(1)
-    assert before > 1
     expect(page.locator(".weights caption")).to_contain_text("1 of 3 tasks")
     assert "p = 0.05" in page.locator("#weights").get_by_role("img").get_attribute("aria-label")
 
