@@ -26,10 +26,10 @@ async function explain() {
   routing.abort();
   routing = new AbortController();
   const { signal } = routing;
-  const { question, p, neighbours: k } = settings.read();
+  const wish = settings.read();
   settings.toFragment();
   try {
-    const answer = await api.route({ input: question, weigher: "nucleus", p, top_k: k }, signal);
+    const answer = await api.route({ input: wish.question, ...retrieval(wish) }, signal);
     if (signal.aborted) return;
     routed = answer;
     byId("neighbours").replaceChildren(...neighbours(answer.neighbours));
@@ -56,8 +56,12 @@ function showWeights() {
   }
 }
 
-function composition({ p, neighbours: k }) {
-  if (!byHand.checked) return { weigher: "nucleus", p, top_k: k };
+function retrieval({ weigher, p, neighbours: k }) {
+  return weigher === "nucleus" ? { weigher, p, top_k: k } : { top_k: k };
+}
+
+function composition(wish) {
+  if (!byHand.checked) return retrieval(wish);
   return { weights: Object.fromEntries([...chosen].filter(([, weight]) => weight > 0)) };
 }
 
@@ -128,7 +132,7 @@ function listen() {
     byId("form").requestSubmit();
   });
   byId("methods").addEventListener("change", settings.bound);
-  for (const id of ["p", "k"]) {
+  for (const id of ["weigher", "p", "k"]) {
     byId(id).addEventListener("input", () => {
       settings.bound();
       clearTimeout(soon);

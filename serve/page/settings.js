@@ -3,7 +3,7 @@
 import { byId } from "./elements.js";
 
 export const MOST_METHODS = 6;
-const FIELDS = { q: "question", p: "p", k: "k", max: "max", t: "temperature", as: "format" };
+const FIELDS = { q: "question", w: "weigher", p: "p", k: "k", max: "max", t: "temperature", as: "format" };
 
 const boxes = () => [...byId("methods").querySelectorAll("input")];
 
@@ -14,6 +14,7 @@ export function methods() {
 export function read() {
   return {
     question: byId("question").value.trim(),
+    weigher: byId("weigher").value,
     p: Number(byId("p").value),
     neighbours: Number(byId("k").value),
     maxTokens: Number(byId("max").value),
@@ -27,6 +28,7 @@ export function read() {
 export function bound() {
   const full = methods().length >= MOST_METHODS;
   for (const box of boxes()) box.disabled = full && !box.checked;
+  byId("p").disabled = byId("weigher").value !== "nucleus";
   byId("p-value").value = Number(byId("p").value).toFixed(2);
 }
 

@@ -1,44 +1,55 @@
-// The task weights: every task's share among the neighbours, the cut of the nucleus, and sliders to set them by hand.
+// The task weights: every task's share among the neighbours, what the weigher made of them, and sliders to set them by hand.
 
 import { painted, label, strip } from "./colours.js";
 import { element } from "./elements.js";
 
 const shown = (value) => value.toFixed(3);
 
-export function found({ shares, weights, nucleus }, p) {
-  const tasks = Object.entries(shares).sort(([, one], [, other]) => other - one);
+const bySize = ([, one], [, other]) => other - one;
+
+// Of the nucleus, which is a cut through the shares, these are drawn; of other weighers the weights.
+export function found({ shares, weights, nucleus, weigher }, p) {
+  const tasks = Object.entries(shares).sort(bySize);
+  if (weigher === "nucleus") {
+    const reached = nucleus.reduce((sum, task) => sum + shares[task], 0);
+    const said = `${nucleus.length} of ${tasks.length} tasks reach ${shown(reached)}`;
+    const drawn = strip(tasks, `Shares of the tasks, end to end. Cut at p = ${p.toFixed(2)}: ${said}.`, p);
+    return [drawn, table(`Nucleus p = ${p.toFixed(2)}: ${said}`, tasks, shares, weights, shares)];
+  }
+  const weighed = Object.entries(weights).sort(bySize);
+  const all = [...weighed, ...tasks.filter(([task]) => !(task in weights))];
+  const said = `Weighed by ${weigher}: ${weighed.length} of ${all.length} tasks take part`;
+  const drawn = strip(weighed.filter(([, weight]) => weight > 0), `Weights of the tasks, end to end. ${said}.`);
+  return [drawn, table(said, all, shares, weights, weights)];
+}
+
+// `drawn` is what the bars show, by task.
+function table(caption, tasks, shares, weights, drawn) {
+  const largest = Math.max(...Object.values(drawn));
+  const lines = (rows) => rows.map(([task]) => line(task, shares[task] ?? 0, weights[task], (drawn[task] ?? 0) / largest));
   const beyond = tasks.filter(([task]) => !(task in weights));
-  const reached = nucleus.reduce((sum, task) => sum + shares[task], 0);
-  const said = `${nucleus.length} of ${tasks.length} tasks reach ${shown(reached)}`;
-  return [
-    strip(tasks, `Shares of the tasks, end to end. Cut at p = ${p.toFixed(2)}: ${said}.`, p),
-    element(
-      "table",
-      { class: "weights" },
-      element("caption", {}, `Nucleus p = ${p.toFixed(2)}: ${said}`),
-      element(
-        "thead",
-        {},
-        element("tr", {}, ...["Task", "", "Share", "Weight"].map((name) => heading(name))),
-      ),
-      element("tbody", {}, ...tasks.filter(([task]) => task in weights).map((row) => line(row, weights, tasks[0][1]))),
-      beyond.length ? element("tbody", { class: "beyond" }, ...beyond.map((row) => line(row, weights, tasks[0][1]))) : null,
-    ),
-  ];
+  return element(
+    "table",
+    { class: "weights" },
+    element("caption", {}, caption),
+    element("thead", {}, element("tr", {}, ...["Task", "", "Share", "Weight"].map((name) => heading(name)))),
+    element("tbody", {}, ...lines(tasks.filter(([task]) => task in weights))),
+    beyond.length ? element("tbody", { class: "beyond" }, ...lines(beyond)) : null,
+  );
 }
 
 const heading = (name) => (name ? element("th", { scope: "col" }, name) : element("td", {}));
 
-function line([task, share], weights, largest) {
+function line(task, share, weight, length) {
   const bar = painted(element("span", { class: "bar" }), task);
-  bar.style.width = `${(100 * share) / largest}%`;
+  bar.style.width = `${100 * Math.max(0, length)}%`;
   return element(
     "tr",
     {},
     element("th", { scope: "row" }, label(task)),
     element("td", { class: "track", "aria-hidden": "true" }, bar),
     element("td", {}, shown(share)),
-    element("td", {}, task in weights ? shown(weights[task]) : "cut"),
+    element("td", {}, weight === undefined ? "cut" : shown(weight)),
   );
 }
 

@@ -64,8 +64,11 @@ def opened(fleet, chromium: Browser) -> Iterator[Opened]:
     assert foreign == []
 
 
-def ask(page: Page, methods: tuple[str, ...] = ("base", "linear", "cat"), sent_as: str = "completion") -> None:
+def ask(
+    page: Page, methods: tuple[str, ...] = ("base", "linear", "cat"), sent_as: str = "completion", weigher: str = "nucleus"
+) -> None:
     page.get_by_label("Your question").fill(QUESTION)
+    page.get_by_label("Weighed by").select_option(weigher)
     page.get_by_label("Sent as").select_option(sent_as)
     for box in page.locator("#methods input").all():
         box.set_checked(box.get_attribute("value") in methods)
@@ -134,6 +137,21 @@ def test_the_cut_moves_with_p_and_a_link_repeats_the_question(opened):
     assert again.get_by_role("article").count() == 0
 
 
+def test_the_endpoints_own_weights_are_shown_where_nothing_else_is_wished(opened, http):
+    page = opened()
+    expect(page.get_by_label("Weighed by")).to_have_value("own")
+    expect(page.get_by_label("Nucleus p")).to_be_disabled()
+    with page.expect_request("**/v1/completions") as asked:
+        ask(page, methods=("cat",), weigher="own")
+    expect(page.locator("#status")).to_have_text("Done")
+    assert asked.value.post_data_json["composition"] == {"method": "cat", "top_k": 100}
+    routed = http.post("/v1/route", json={"input": QUESTION}).json()
+    lines = {task: (f"{routed['shares'].get(task, 0):.3f}", f"{weight:.3f}") for task, weight in routed["weights"].items()}
+    rows = [row.inner_text().split() for row in page.locator("table.weights tbody:not(.beyond) tr").all()]
+    assert {task: (share, weight) for task, share, weight in rows} == lines
+    expect(page.locator(".weights caption")).to_contain_text(f"Weighed by joint: {len(lines)} of 3 tasks take part")
+
+
 def test_weights_set_by_hand_are_those_of_the_answer(opened):
     page = opened()
     page.get_by_label("Set by hand").check()
@@ -163,7 +181,7 @@ def test_the_keyboard_is_enough_and_the_focus_is_seen(opened):
         assert page.locator(":focus").evaluate(ring) != "none", focused[-1]
         if focused[-1] == "ask":
             break
-    assert {"base", "linear", "p", "k", "max", "temperature", "format", "ask"} <= set(focused)
+    assert {"base", "linear", "weigher", "k", "max", "temperature", "format", "ask"} <= set(focused)
     page.keyboard.press("Control+Enter")
     expect(page.locator("#status")).to_have_text("Done")
 
