@@ -91,7 +91,8 @@ def _case_study(settings: Settings) -> dict[str, Any]:
     if answer is None:
         raise LoRAFleetError(f"the endpoint at {endpoint_url(settings)} does not answer", "lorafleet status says what runs")
     composed = ", ".join(f"{task} {weight:.2f}" for task, weight in answer["composition"]["weights"].items())
-    typer.echo(f"\nOver HTTP, composed by {answer['composition']['method']} of {composed}:\n  {answer['answer']}\n")
+    said = answer["answer"].strip() or "(nothing: the model ended its answer at once)"
+    typer.echo(f"\nOver HTTP, composed by {answer['composition']['method']} of {composed}:\n  {said}\n")
     return {"route": {"query": QUERY, "weights": dict(weights)}, "choices": choices, "answer": answer}
 
 

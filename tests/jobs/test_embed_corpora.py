@@ -351,6 +351,7 @@ def start_driver(settings: Settings, address: str, folder: Path) -> "subprocess.
     overrides = {
         "index.url": index.url,
         "index.write_batch": index.write_batch,
+        "index.forms": f"[{','.join(index.forms)}]",
         "tasks.declarations": f"[{tasks.declarations[0]}]",
         "tasks.rows_per_task": tasks.rows_per_task,
     }
