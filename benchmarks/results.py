@@ -237,9 +237,7 @@ def command(
 
 def main() -> None:
     """The entry of `python -m benchmarks.results`."""
-    application = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    application.command()(command)
-    run(lambda: application())
+    run(lambda: typer.run(command))
 
 
 if __name__ == "__main__":
