@@ -1,40 +1,42 @@
 """The whole application over HTTP against the bare engine in one process: same requests, same compositions.
 
-    python -m benchmarks.application --replicas 2 --gpus 0.45 --rank 64 --in-flight 64
+    python -m benchmarks.application --replicas 2 --gpus 0.45 --rank 64 --in-flight 64 --tokens 64 --tokens 256
 
 The fleet is made for it: the settings' base model with an end token that it never writes, so that every answer has its full
-length, random adapters, and an index of random rows. First the application, gateway, retriever, weigher and as many
+length, random adapters, and an index of random rows. First the application, gateways, retriever, weigher and as many
 generators as said, driven over HTTP with so many requests in flight; half of the requests name their weights, half leave
 them to retrieval. Then, when all replicas are gone, one engine answers the same prompts under the compositions that were
-found.
+found; and as many engines as there were generators, each in a process of its own, answer a part of them each. The second
+says what HTTP and the graph cost, the first what it costs to split the machine, too.
 """
 
 import asyncio
-import json
+import multiprocessing
 import os
 import random
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from queue import Empty
 from typing import Annotated, Any
 
 import httpx
 import ray
-import torch
 import typer
 from ray import serve
-from safetensors.torch import save_file
 
-from benchmarks.fleet import MODULES, WORDS, random_adapters
+from benchmarks.fleet import WORDS, random_adapters, write_adapter
 from benchmarks.report import tell
+from lorafleet.adapters import stored_adapters
 from lorafleet.cli.service import RAY_ENVIRONMENT
 from lorafleet.composition import Composition
-from lorafleet.composition.files import CONFIG_FILE, WEIGHTS_FILE
 from lorafleet.config import Models, Settings, load_settings
 from lorafleet.engine import GenerationRequest
-from lorafleet.fleet import Fleet
+from lorafleet.fleet import load_engine
 from lorafleet.models import load_base_model, load_tokenizer
 from lorafleet.retrieval import Encoder, Entry, open_for_writing, row_identifiers, server
 from lorafleet.tasks import prompt_version
@@ -52,10 +54,24 @@ TEXTS = (
 
 
 @dataclass(frozen=True)
+class Workload:
+    """What is asked: requests with answers of so many tokens, and what composed each of them."""
+
+    tokens: int
+    asked: Sequence[Mapping[str, Any]]
+    composed: Sequence[Mapping[str, Any]]
+
+    def part(self, number: int, parts: int) -> "Workload":
+        """Every so manieth request."""
+        return Workload(self.tokens, self.asked[number::parts], self.composed[number::parts])
+
+
+@dataclass(frozen=True)
 class Side:
     """One side: how long all requests took, and how many tokens were read and written."""
 
     name: str
+    tokens: int
     requests: int
     seconds: float
     prompt_tokens: int
@@ -77,16 +93,7 @@ def make_fleet(state: Path, adapters: int, rank: int) -> Path:
     model.save_pretrained(base)
     tokenizer.save_pretrained(base)
     for adapter in random_adapters(model, adapters, rank):
-        folder = state / "adapters" / adapter.name
-        folder.mkdir(parents=True)
-        halves = {
-            f"base_model.model.{module}.lora_{half}.weight": weight.to(torch.bfloat16).contiguous()
-            for module, layer in adapter.layers.items()
-            for half, weight in (("A", layer.a), ("B", layer.b))
-        }
-        save_file(halves, folder / WEIGHTS_FILE)
-        described = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": MODULES}
-        (folder / CONFIG_FILE).write_text(json.dumps(described), encoding="utf-8")
+        write_adapter(adapter, state / "adapters" / adapter.name)
     return base
 
 
@@ -132,62 +139,108 @@ async def drive(url: str, asked: Sequence[Mapping[str, Any]], in_flight: int) ->
         return time.perf_counter() - start, answers
 
 
-def over_http(
-    settings: Settings, count: int, tokens: int, in_flight: int
-) -> tuple[Side, list[dict[str, Any]], list[dict[str, Any]]]:
-    """The application's side, with the requests and what composed each answer."""
+def over_http(settings: Settings, count: int, lengths: Sequence[int], in_flight: int) -> tuple[list[Side], list[Workload]]:
+    """The application's sides, with what was asked and what composed each answer."""
     url = deploy(settings)
     listed = httpx.get(f"{url}/v1/models").json()["data"]
     adapters = [model["task"] for model in listed if model.get("task")]
-    asked = bodies(adapters, count, tokens)
-    # Everything is warm before it is timed: every replica has met adapters, prompts and batches.
-    asyncio.run(drive(url, asked[: 2 * in_flight], in_flight))
-    seconds, answers = asyncio.run(drive(url, asked, in_flight))
-    used = [answer["usage"] for answer in answers]
-    side = Side(
-        "application over HTTP",
-        count,
-        seconds,
-        sum(one["prompt_tokens"] for one in used),
-        sum(one["completion_tokens"] for one in used),
-    )
-    return side, asked, [answer["composition"] for answer in answers]
+    sides, workloads = [], []
+    for tokens in lengths:
+        asked = bodies(adapters, count, tokens)
+        # Everything is warm before it is timed: every replica has met adapters, prompts and batches.
+        asyncio.run(drive(url, asked[: 2 * in_flight], in_flight))
+        seconds, answers = asyncio.run(drive(url, asked, in_flight))
+        used = [answer["usage"] for answer in answers]
+        read, written = (sum(one[f"{kind}_tokens"] for one in used) for kind in ("prompt", "completion"))
+        sides.append(Side("application over HTTP", tokens, count, seconds, read, written))
+        workloads.append(Workload(tokens, asked, [answer["composition"] for answer in answers]))
+    return sides, workloads
 
 
-def bare(settings: Settings, asked: Sequence[Mapping[str, Any]], composed: Sequence[Mapping[str, Any]], rows: int) -> Side:
-    """The engine's side."""
-    generation = settings.generation.model_copy(update={"rows": rows})
-    engine = Fleet(settings.model_copy(update={"generation": generation})).engine
-    engine.warm_up()
-    requests = [
-        GenerationRequest(
-            body["prompt"], Composition(one["method"], one["weights"], settings.composing.density), body["max_tokens"]
+def without_http(settings: Settings, workloads: Sequence[Workload], rows: int, engines: int, share: float) -> list[Side]:
+    """So many engines, each in a process of its own that has its part of the requests and of the GPU; all begin at once."""
+    fresh = multiprocessing.get_context("spawn")
+    begin, told = fresh.Barrier(engines), fresh.Queue()
+    processes = [
+        fresh.Process(
+            target=_one_engine,
+            args=(settings, [one.part(number, engines) for one in workloads], -(-rows // engines), share, begin, told),
         )
-        for body, one in zip(asked, composed, strict=True)
+        for number in range(engines)
     ]
-    engine.generate(requests[: 2 * rows])
-    start = time.perf_counter()
-    answers = engine.generate(requests)
-    seconds = time.perf_counter() - start
-    read, written = sum(answer.prompt_tokens for answer in answers), sum(len(answer.choices) for answer in answers)
-    engine.close()
-    return Side("engine alone", len(answers), seconds, read, written)
+    for process in processes:
+        process.start()
+    try:
+        measured = [_told(told, processes) for _ in processes for _ in workloads]
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+    sides = []
+    for workload in workloads:
+        parts = [one for one in measured if one[0] == workload.tokens]
+        seconds = max(ended for _, _, ended, _, _ in parts) - min(began for _, began, _, _, _ in parts)
+        read, written = sum(part[3] for part in parts), sum(part[4] for part in parts)
+        name = "engine alone" if engines == 1 else f"{engines} engines alone"
+        sides.append(Side(name, workload.tokens, len(workload.asked), seconds, read, written))
+    return sides
+
+
+Part = tuple[int, float, float, int, int]
+"""An answer's length, when the engine began and ended, tokens read and written."""
+
+
+def _told(told: "Queue[Part]", processes: Sequence[Any]) -> Part:
+    while True:
+        try:
+            return told.get(timeout=1)
+        except Empty:
+            if any(process.exitcode for process in processes):
+                raise SystemExit("an engine's process has ended; what it says is above") from None
+
+
+def _one_engine(
+    settings: Settings, workloads: Sequence[Workload], rows: int, share: float, begin: Barrier, told: "Queue[Part]"
+) -> None:
+    generation = settings.generation.model_copy(update={"rows": rows})
+    settings = settings.model_copy(update={"generation": generation})
+    engine = load_engine(settings, stored_adapters(settings), gpu_share=share)
+    engine.warm_up()
+    for workload in workloads:
+        requests = [
+            GenerationRequest(
+                body["prompt"], Composition(one["method"], one["weights"], settings.composing.density), body["max_tokens"]
+            )
+            for body, one in zip(workload.asked, workload.composed, strict=True)
+        ]
+        engine.generate(requests[: 2 * rows])
+        begin.wait()
+        # The same clock in all processes of a machine.
+        began = time.clock_gettime(time.CLOCK_MONOTONIC)
+        answers = engine.generate(requests)
+        ended = time.clock_gettime(time.CLOCK_MONOTONIC)
+        read, written = sum(answer.prompt_tokens for answer in answers), sum(len(answer.choices) for answer in answers)
+        told.put((workload.tokens, began, ended, read, written))
+        # None begins with what comes next while another is not done.
+        begin.wait()
 
 
 def main(
     adapters: Annotated[int, typer.Option(min=2)] = 22,
     rank: Annotated[int, typer.Option(min=1)] = 16,
+    gateways: Annotated[int, typer.Option(min=1)] = 1,
     replicas: Annotated[int, typer.Option(min=1, help="Generators")] = 2,
     gpus: Annotated[float, typer.Option(min=0, help="Of a GPU, for each of them")] = 0,
     requests: Annotated[int, typer.Option(min=4)] = 512,
     in_flight: Annotated[int, typer.Option(min=1)] = 64,
-    tokens: Annotated[int, typer.Option(min=1, help="Of each answer")] = 64,
+    tokens: Annotated[list[int], typer.Option(min=1, help="Of each answer; may be given several times")] = [64],
     ports: Annotated[int, typer.Option(help="Where the endpoint listens meanwhile; Chroma at the next one")] = 8192,
     to: Annotated[Path | None, typer.Option("--json", help="The same as JSON")] = None,
 ) -> None:
-    """Measure both sides."""
+    """Measure all sides."""
     os.environ.update(RAY_ENVIRONMENT)
     generator = f"min_replicas: {replicas}, max_replicas: {replicas}, gpus: {gpus}, max_ongoing_requests: 400"
+    gateway = f"min_replicas: {gateways}, max_replicas: {gateways}, max_ongoing_requests: 400"
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder) / "state"
         base = make_fleet(state, adapters, rank)
@@ -196,8 +249,8 @@ def main(
             [
                 f"serving.port={ports}",
                 f"serving.generator={{{generator}}}",
-                "serving.gateway={max_ongoing_requests: 400}",
-                f"generation.rows={-(-in_flight // replicas)}",
+                f"serving.gateway={{{gateway}}}",
+                f"generation.rows={in_flight}",
                 f"models.base={base}",
                 f"index.url=http://127.0.0.1:{ports + 1}",
             ],
@@ -207,20 +260,30 @@ def main(
         ray.init(include_dashboard=False, logging_level="ERROR", log_to_driver=False)
         try:
             fill_index(settings, adapters)
-            http, asked, composed = over_http(settings, requests, tokens, in_flight)
+            sides, workloads = over_http(settings, requests, tokens, in_flight)
             serve.shutdown()
         finally:
             ray.shutdown()
             server.stop(settings)
-        alone = bare(settings, asked, composed, in_flight)
+        alone = without_http(settings, workloads, in_flight, 1, gpus * replicas or 1.0)
+        split = without_http(settings, workloads, in_flight, replicas, gpus or 1.0) if replicas > 1 else []
+    sides = [*sides, *alone, *split]
+    application = {side.tokens: side.tokens_per_second for side in sides if side.name == sides[0].name}
     table = [
-        (side.name, side.requests, side.seconds, side.requests / side.seconds, side.tokens_per_second, side.output_tokens)
-        for side in (http, alone)
+        (
+            side.tokens,
+            side.name,
+            side.requests,
+            side.seconds,
+            side.requests / side.seconds,
+            side.tokens_per_second,
+            application[side.tokens] / side.tokens_per_second,
+        )
+        for side in sorted(sides, key=lambda side: side.tokens)
     ]
-    ratio = http.tokens_per_second / alone.tokens_per_second
-    title = f"{replicas} generators, {in_flight} in flight: {ratio:.2f} of the engine alone"
-    columns = ("side", "requests", "s", "requests/s", "output tokens/s", "output tokens")
-    tell(title, columns, table, {"title": title, "ratio": ratio, "sides": [asdict(http), asdict(alone)]}, to)
+    title = f"{gateways} gateways, {replicas} generators, {in_flight} in flight, {adapters} adapters of rank {rank}"
+    columns = ("tokens", "side", "requests", "s", "requests/s", "output tokens/s", "application / this")
+    tell(title, columns, table, {"title": title, "sides": [asdict(side) for side in sides]}, to)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,20 @@
 """What the benchmarks measure on: a model, real or of random weights, and random adapters on it."""
 
+import json
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lorafleet.composition import Adapter, Composition, LowRank
+from lorafleet.composition.files import CONFIG_FILE, WEIGHTS_FILE
 from lorafleet.config import Models
 from lorafleet.models import load_base_model, load_tokenizer, pick_device, pick_dtype
 
@@ -60,6 +64,20 @@ def random_adapters(model: PreTrainedModel, count: int, rank: int) -> list[Adapt
         )
 
     return [one(number) for number in range(count)]
+
+
+def write_adapter(adapter: Adapter, folder: Path) -> None:
+    """An adapter of `random_adapters` as PEFT's files, in bfloat16."""
+    folder.mkdir(parents=True)
+    halves = {
+        f"base_model.model.{module}.lora_{half}.weight": weight.to(torch.bfloat16).contiguous()
+        for module, layer in adapter.layers.items()
+        for half, weight in (("A", layer.a), ("B", layer.b))
+    }
+    save_file(halves, folder / WEIGHTS_FILE)
+    rank = adapter.rank
+    described = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": MODULES}
+    (folder / CONFIG_FILE).write_text(json.dumps(described), encoding="utf-8")
 
 
 def random_compositions(

@@ -2,6 +2,7 @@
 
     python -m benchmarks.serve_batch                       the settings' base model, adapters of rank 16
     python -m benchmarks.serve_batch --model 7b --adapters 22 --rank 64 --requests 512 --rows 256   (one large GPU)
+    python -m benchmarks.serve_batch --adapters 1000 --rank 8 --requests 512 --rows 64 --files --padded 0 --merged 0
 
 All sides answer the same prompts with the same number of new tokens, in one run: the engine with another composition for
 every request; the engine without adapters; transformers' `generate` on padded batches without adapters; and PEFT, which
@@ -12,6 +13,7 @@ import gc
 import math
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,9 +25,17 @@ import typer
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.fleet import load, random_adapters, random_compositions, random_prompts, synchronise, with_peft
+from benchmarks.fleet import (
+    load,
+    random_adapters,
+    random_compositions,
+    random_prompts,
+    synchronise,
+    with_peft,
+    write_adapter,
+)
 from benchmarks.report import tell
-from lorafleet.composition import BASE, Adapter, Composition
+from lorafleet.composition import BASE, Adapter, Composition, load_adapter
 from lorafleet.composition.pages import page_rank_for
 from lorafleet.engine import Engine, GenerationRequest
 
@@ -39,8 +49,10 @@ class Measured:
 
     Attributes:
         before_first_ms: what a composition that was never seen before costs before its first token can be computed.
-        loading_seconds: what it took to bring all adapters in.
+        loading_seconds: what it took to bring all adapters in, from memory or from files.
         adapters_mib: what they take on the device.
+        latency_ms: half of the requests took no longer, from the first computation for them to their end.
+        latency_p95_ms: nor 95 of 100 than this.
     """
 
     side: str
@@ -50,6 +62,8 @@ class Measured:
     before_first_ms: float | None = None
     loading_seconds: float | None = None
     adapters_mib: float | None = None
+    latency_ms: float | None = None
+    latency_p95_ms: float | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -72,6 +86,7 @@ def main(
     padded: Annotated[int, typer.Option(help="batch of generate; 0 for none")] = 64,
     merged: Annotated[int, typer.Option(help="requests answered by merging with PEFT; 0 for none")] = 4,
     repeats: Annotated[int, typer.Option(help="of the engine's sides; the best counts")] = 2,
+    files: Annotated[bool, typer.Option("--files", help="adapters come from files, as into a pool")] = False,
     to: Annotated[Path | None, typer.Option("--json", help="write what was measured to this file")] = None,
 ) -> None:
     """Measure all sides and print a table."""
@@ -88,7 +103,7 @@ def main(
         *_padded(base, tokenizer, prompts, new, padded),
         *_merged(base, tokenizer, fleet, prompts, compositions, new, merged),
         # Last: the engine gives the model another attention, and layers that compute together.
-        *_engine(base, tokenizer, fleet, prompts, compositions, new, rows, repeats),
+        *_engine(base, tokenizer, fleet, prompts, compositions, new, rows, repeats, files),
     ]
     first = next(side for side in sides if side.side == COMPOSED).tokens_per_second
     table = [
@@ -101,7 +116,13 @@ def main(
             first / side.tokens_per_second,
             *(
                 "" if one is None else f"{one:,.2f}"
-                for one in (side.before_first_ms, side.loading_seconds, side.adapters_mib)
+                for one in (
+                    side.latency_ms,
+                    side.latency_p95_ms,
+                    side.before_first_ms,
+                    side.loading_seconds,
+                    side.adapters_mib,
+                )
             ),
         )
         for side in sides
@@ -117,6 +138,8 @@ def main(
         "requests/s",
         "tokens/s",
         "composed / this",
+        "ms, p50",
+        "p95",
         "ms, new composition",
         "s, loading",
         "MiB",
@@ -136,6 +159,7 @@ def _engine(
     new: int,
     rows: int,
     repeats: int,
+    files: bool,
 ) -> list[Measured]:
     # What the other sides held goes back before the engine takes what is free.
     gc.collect()
@@ -149,14 +173,7 @@ def _engine(
         pages=len(fleet) * math.ceil(fleet[0].rank / page_rank),
         page_rank=page_rank,
     )
-    began = time.perf_counter()
-    for adapter in fleet:
-        engine.pool.add(adapter)
-    # Every adapter is brought in once; a composition of them is then as new as any.
-    for adapter in fleet:
-        _lease(engine, Composition("cat", {adapter.name: 1.0}))
-    synchronise()
-    loading = time.perf_counter() - began
+    loading = _load(engine, fleet, files)
     held = sum(one.a.nbytes + one.b.nbytes for one in engine.pool.pages.tensors if one is not None) / MIB
     engine.warm_up()
     engine.generate([GenerationRequest("warm", Composition("cat", {fleet[0].name: 1.0}), max_tokens=2)])
@@ -166,13 +183,52 @@ def _engine(
             GenerationRequest(prompt, composition, max_tokens=new)
             for prompt, composition in zip(prompts, chosen, strict=True)
         ]
-        seconds = _best(lambda: engine.generate(asked), repeats, name)
-        return Measured(name, len(asked), seconds, len(asked) * new, _leasing(engine, chosen))
+        latencies: list[float] = []
+        seconds = _best(lambda: latencies.extend(_answer(engine, asked)), repeats, name)
+        twentieths = statistics.quantiles(latencies, n=20)
+        return Measured(
+            name,
+            len(asked),
+            seconds,
+            len(asked) * new,
+            _leasing(engine, chosen),
+            latency_ms=1000 * statistics.median(latencies),
+            latency_p95_ms=1000 * twentieths[-1],
+        )
 
     composed = replace(side(COMPOSED, compositions), loading_seconds=loading, adapters_mib=held)
     measured = [composed, side("the same engine without adapters", [BASE] * len(prompts))]
     engine.close()
     return measured
+
+
+def _load(engine: Engine, fleet: Sequence[Adapter], files: bool) -> float:
+    """Bring all adapters in; seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        places = {adapter.name: Path(folder) / adapter.name for adapter in fleet}
+        if files:
+            for adapter in fleet:
+                write_adapter(adapter, places[adapter.name])
+        began = time.perf_counter()
+        for adapter in fleet:
+            engine.pool.add(load_adapter(places[adapter.name], adapter.name) if files else adapter)
+        # Every adapter is brought in once; a composition of them is then as new as any.
+        for adapter in fleet:
+            _lease(engine, Composition("cat", {adapter.name: 1.0}))
+        synchronise()
+        return time.perf_counter() - began
+
+
+def _answer(engine: Engine, asked: Sequence[GenerationRequest]) -> list[float]:
+    """Answer all requests; how long each took from the first computation for it, in seconds."""
+    ended: dict[int, float] = {}
+    begun, futures = [], []
+    for number, request in enumerate(asked):
+        begun.append(time.perf_counter())
+        futures.append(engine.submit(request, patient=True))
+        futures[-1].add_done_callback(lambda _, number=number: ended.update({number: time.perf_counter()}))
+    answers = [future.result() for future in futures]
+    return [ended[number] - begun[number] - answer.seconds_waiting for number, answer in enumerate(answers)]
 
 
 def _leasing(engine: Engine, compositions: Sequence[Composition]) -> float | None:
