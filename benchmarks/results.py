@@ -4,8 +4,9 @@
     python -m benchmarks.results --state DIR --tables > tables.md
 
 Every step is a command of LoRAFleet of its own that does only what is missing: what was ended goes on where it stopped.
-Three indexes are compared, each in an evaluation folder of its own. What is to be chosen is compared on validation rows, the
-methods on evaluation rows; those that take long answer the first rows of each task, and all others answer these once more.
+Three indexes are compared, each in an evaluation folder of its own. What is to be chosen is compared on the first validation
+rows of each task, the methods on evaluation rows; those that take long answer the first rows of each task, and all others
+answer these once more.
 """
 
 import logging
@@ -39,6 +40,7 @@ from lorafleet.evaluation.under_test import Setting
 CONFIG = Path("configs/one-gpu.yaml")
 TOGETHER = "everything"
 FIRST_ROWS = 50
+VALIDATION_ROWS = 60
 SHOWN_LINES = 12
 PAPER = ("weighing.weigher=nucleus", "weighing.sharpness=1", "composing.method=linear")
 """Retrieval and composition as arXiv 2602.21222 has them, by default."""
@@ -56,13 +58,23 @@ LIGHT = (
     *("joint", "joint@sharpness=8", "smear", "adapter_soup", "uniform", "multitask_lora"),
 )
 HEAVY = ("ties", "dare_linear", "dare_ties", "svd", "arrow", "lorahub")
+BARE = "@query=bare"
+OF_THE_PAPER = ("linear@sharpness=1", "cat@sharpness=1", "cat@sharpness=8")
 CANDIDATES = (
-    *("linear@sharpness=1", "cat@sharpness=1", "cat@sharpness=8", "moe_top1", "moe_top3"),
+    *(*OF_THE_PAPER, "moe_top1", "moe_top3"),
     *("joint@sharpness=1", "joint@sharpness=8", "joint@sharpness=8@k=2", "joint@sharpness=8@k=5"),
 )
-BARE = "@query=bare"
-IN_BOTH_FORMS = (*CANDIDATES, *(name + BARE for name in CANDIDATES))
-"""With the instruction, as a program asks, and without it, as people do."""
+"""What the default is chosen from, in every index; by keys, only the nucleus."""
+LIKELIEST = (
+    *("cat@sharpness=1", "moe_top1", "moe_top3", "joint@sharpness=8", "joint@sharpness=8@k=2", "joint@sharpness=8@k=5"),
+    *(name + BARE for name in ("cat@sharpness=1", "moe_top3", "joint@sharpness=8")),
+)
+"""Those of them that answer evaluation rows."""
+
+
+def in_both_forms(names: Iterable[str]) -> tuple[str, ...]:
+    """With the instruction, as a program asks, and without it, as people do."""
+    return tuple(name + form for form in ("", BARE) for name in names)
 
 
 @dataclass(frozen=True)
@@ -92,11 +104,15 @@ def comparison(
 ) -> Step:
     """Methods over the rows of a split, by one index."""
     overrides = [f"evaluation.folder={folder_of(settings, index)}", f"evaluation.multitask={TOGETHER}", *INDEXES[index]]
-    chosen = [part for override in overrides for part in ("--set", override.format(state=settings.state.resolve()))]
+    chosen = _set(*(override.format(state=settings.state.resolve()) for override in overrides))
     first = ("first", str(limit)) if limit else ()
     bound = ("--limit", str(limit)) if limit else ()
     asked = ("--methods", ",".join(methods), "--setting", "all", "--split", split, *bound)
     return Step("-".join((index, split, *first)), "jobs.evaluate", (*asked, *chosen))
+
+
+def _set(*overrides: str) -> tuple[str, ...]:
+    return tuple(part for override in overrides for part in ("--set", override))
 
 
 def folder_of(settings: Settings, index: str) -> Path:
@@ -108,17 +124,22 @@ def stages(settings: Settings) -> tuple[tuple[Step, ...], ...]:
     """The steps; those of a stage need nothing of each other, and all of the stage before."""
     fleet = (
         Step("train", "jobs.train_adapters", ()),
-        Step("train-together", "jobs.train_adapters", ("--set", f"training.together={TOGETHER}")),
+        # Once through the rows of all tasks: that alone is half as many steps as all the others take together.
+        Step("train-together", "jobs.train_adapters", _set(f"training.together={TOGETHER}", "training.epochs=1")),
         Step("tune", "jobs.train_retriever", ()),
     )
     compared = (
-        comparison(settings, "keys", LIGHT),
-        comparison(settings, "drawn", (REFERENCE, *CANDIDATES)),
-        comparison(settings, "drawn", (REFERENCE, *IN_BOTH_FORMS), "validation"),
-        comparison(settings, "tuned", (REFERENCE, *CANDIDATES)),
-        comparison(settings, "tuned", (REFERENCE, *IN_BOTH_FORMS), "validation"),
-        comparison(settings, "keys", (REFERENCE, *IN_BOTH_FORMS), "validation"),
+        comparison(settings, "keys", (*LIGHT, *(name + BARE for name in ("linear", "cat")))),
+        *(
+            step
+            for index in ("drawn", "tuned")
+            for step in (
+                comparison(settings, index, (REFERENCE, *in_both_forms(CANDIDATES)), "validation", VALIDATION_ROWS),
+                comparison(settings, index, (REFERENCE, *LIKELIEST)),
+            )
+        ),
         comparison(settings, "keys", (*LIGHT, *HEAVY), limit=FIRST_ROWS),
+        comparison(settings, "keys", (REFERENCE, *in_both_forms(OF_THE_PAPER)), "validation", VALIDATION_ROWS),
     )
     return fleet, compared
 
@@ -154,9 +175,9 @@ def tables(settings: Settings) -> Iterable[str]:
                 yield methods_table(results)
                 sections = [build(results) for build in (retrieval_accuracy, against_tasks, beside_the_paper)]
                 yield as_markdown(results, [section for section in sections if section is not None])
-        place = split_folder(folder, "validation")
+        place = split_folder(folder.with_name(f"{folder.name}-first-{VALIDATION_ROWS}"), "validation")
         if (place / "predictions").is_dir():
-            yield f"# {folder.name}, validation rows"
+            yield f"# {folder.name}, the first {VALIDATION_ROWS} validation rows of each task"
             yield candidates_table(read_results(place))
 
 
@@ -229,7 +250,7 @@ def command(
         for text in tables(settings):
             typer.echo(text)
         return
-    common = ["--config", str(config), *(part for override in overrides for part in ("--set", override))]
+    common = ["--config", str(config), *_set(*overrides)]
     common += ["--state", str(settings.state), *(["--hub-root", str(hub_root)] if hub_root else [])]
     if not measure(settings, common, only.split(",") if only else [], at_once):
         raise LoRAFleetError(f"a step failed; the logs are in {settings.state / 'logs'}", "Run again: what is done is kept")
