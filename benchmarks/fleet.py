@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -21,6 +22,7 @@ from lorafleet.models import load_base_model, load_tokenizer, pick_device, pick_
 NEVER = 10**9
 """An end token that no model gives: every answer has its full length."""
 WORDS = ["river", "stone", "light", "and", "the", "market", "seven", "walks", "under", "blue", "question", "of", "answer"]
+DISTINCT = 64
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -46,7 +48,10 @@ def load(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
 
 
 def random_adapters(model: PreTrainedModel, count: int, rank: int) -> list[Adapter]:
-    """Adapters on all linear layers of the decoder, in CPU memory, alpha twice the rank."""
+    """Adapters on all linear layers of the decoder, in CPU memory, alpha twice the rank.
+
+    Beyond DISTINCT their values come again, under other names: nothing that is measured depends on them.
+    """
     torch.manual_seed(1)
     layers = [
         (name, layer)
@@ -63,7 +68,9 @@ def random_adapters(model: PreTrainedModel, count: int, rank: int) -> list[Adapt
             {name: LowRank(half(rank, layer.in_features), half(layer.out_features, rank), 2.0) for name, layer in layers},
         )
 
-    return [one(number) for number in range(count)]
+    distinct = [one(number) for number in range(min(count, DISTINCT))]
+    again = range(len(distinct), count)
+    return [*distinct, *(replace(distinct[number % DISTINCT], name=f"adapter-{number:02d}") for number in again)]
 
 
 def write_adapter(adapter: Adapter, folder: Path) -> None:

@@ -5,7 +5,7 @@
 
 Every step is a command of LoRAFleet of its own that does only what is missing: what was ended goes on where it stopped.
 Three indexes are compared, each in an evaluation folder of its own. What is to be chosen is compared on the first validation
-rows of each task, the methods on evaluation rows; those that take long answer the first rows of each task, and all others
+rows of each task, the methods on evaluation rows; those that take long answer the first rows of each task, and some others
 answer these once more.
 """
 
@@ -52,23 +52,28 @@ INDEXES: Mapping[str, tuple[str, ...]] = {
 }
 """What rows' vectors are: the paper's keys, one form of text drawn for every row, the mean of three by a tuned encoder."""
 
-LIGHT = (
-    *("base", "perfect", "selection", "selection@sharpness=8", "fusion", "mixture", "linear", "cat", "magnitude_prune"),
-    *("top_k", "softmax", "softmax@sharpness=8", "prototypes", "sparse_projection", "moe_top1", "moe_top3", "moe_soft"),
-    *("joint", "joint@sharpness=8", "smear", "adapter_soup", "uniform", "multitask_lora"),
-)
-HEAVY = ("ties", "dare_linear", "dare_ties", "svd", "arrow", "lorahub")
 BARE = "@query=bare"
+QUICK = (
+    *("base", "perfect", "selection", "fusion", "mixture", "linear", "cat", "magnitude_prune", "top_k", "softmax"),
+    *("prototypes", "sparse_projection", "moe_top1", "moe_top3", "moe_soft", "joint@sharpness=8", "smear", "adapter_soup"),
+    *("uniform", "multitask_lora", "linear" + BARE, "cat" + BARE),
+)
+SLOW = ("ties", "dare_linear", "dare_ties", "svd", "arrow", "lorahub")
+BESIDE_THE_SLOW = ("base", "perfect", "linear", "cat", "moe_top3", "multitask_lora")
 OF_THE_PAPER = ("linear@sharpness=1", "cat@sharpness=1", "cat@sharpness=8")
-CANDIDATES = (
-    *(*OF_THE_PAPER, "moe_top1", "moe_top3"),
-    *("joint@sharpness=1", "joint@sharpness=8", "joint@sharpness=8@k=2", "joint@sharpness=8@k=5"),
-)
-"""What the default is chosen from, in every index; by keys, only the nucleus."""
-LIKELIEST = (
-    *("cat@sharpness=1", "moe_top1", "moe_top3", "joint@sharpness=8", "joint@sharpness=8@k=2", "joint@sharpness=8@k=5"),
-    *(name + BARE for name in ("cat@sharpness=1", "moe_top3", "joint@sharpness=8")),
-)
+CANDIDATES = {
+    "keys": OF_THE_PAPER,
+    "drawn": (
+        *(*OF_THE_PAPER, "moe_top1", "moe_top3"),
+        *("joint@sharpness=1", "joint@sharpness=8", "joint@sharpness=8@k=2", "joint@sharpness=8@k=5"),
+    ),
+    "tuned": ("cat@sharpness=1", "moe_top3", "joint@sharpness=8"),
+}
+"""What the default is chosen from, on validation rows."""
+LIKELIEST = {
+    "drawn": ("cat@sharpness=1", "moe_top3", "joint@sharpness=8", "joint@sharpness=8@k=5", "joint@sharpness=8" + BARE),
+    "tuned": ("cat@sharpness=1", "joint@sharpness=8", "joint@sharpness=8" + BARE),
+}
 """Those of them that answer evaluation rows."""
 
 
@@ -129,17 +134,13 @@ def stages(settings: Settings) -> tuple[tuple[Step, ...], ...]:
         Step("tune", "jobs.train_retriever", ()),
     )
     compared = (
-        comparison(settings, "keys", (*LIGHT, *(name + BARE for name in ("linear", "cat")))),
+        comparison(settings, "keys", QUICK),
+        comparison(settings, "keys", (*BESIDE_THE_SLOW, *SLOW), limit=FIRST_ROWS),
         *(
-            step
-            for index in ("drawn", "tuned")
-            for step in (
-                comparison(settings, index, (REFERENCE, *in_both_forms(CANDIDATES)), "validation", VALIDATION_ROWS),
-                comparison(settings, index, (REFERENCE, *LIKELIEST)),
-            )
+            comparison(settings, index, (REFERENCE, *in_both_forms(names)), "validation", VALIDATION_ROWS)
+            for index, names in CANDIDATES.items()
         ),
-        comparison(settings, "keys", (*LIGHT, *HEAVY), limit=FIRST_ROWS),
-        comparison(settings, "keys", (REFERENCE, *in_both_forms(OF_THE_PAPER)), "validation", VALIDATION_ROWS),
+        *(comparison(settings, index, (REFERENCE, *names)) for index, names in LIKELIEST.items()),
     )
     return fleet, compared
 
@@ -207,7 +208,7 @@ def candidates_table(results: Results) -> str:
     }
     found = {}
     measured = results.methods("iid")
-    for name in [name for name in (REFERENCE, *CANDIDATES) if name in measured]:
+    for name in [name for name in measured if BARE not in name]:
         values = {column: results.mean(setting, name + form) for column, (setting, form) in columns.items()}
         found[name] = {column: _value(value) for column, value in values.items()}
     means = {name: sum(values.values()) / len(values) for name, values in found.items()}

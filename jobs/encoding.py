@@ -64,7 +64,7 @@ def embedded(reading: Reading, rows: int) -> Iterator[Embedded]:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     vectors = ray.data.read_datasource(_Parcels(reading), num_cpus=0, override_num_blocks=1).map_batches(
         _EncodeParcels,
-        fn_constructor_args=(models, index.encode_batch),
+        fn_constructor_args=(models.reserving(index.gpus_per_encoder), index.encode_batch),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=1, max_size=encoders, initial_size=encoders),

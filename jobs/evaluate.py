@@ -60,9 +60,7 @@ class Worker:
 
     def __init__(self, settings: Settings, limit: int | None) -> None:
         torch.set_num_threads(max(1, int(settings.evaluation.cpus_per_worker)))
-        if not settings.evaluation.gpus_per_worker:
-            settings = settings.model_copy(update={"models": settings.models.model_copy(update={"device": "cpu"})})
-        self._bench = Bench(settings, limit)
+        self._bench = Bench(settings.reserving(settings.evaluation.gpus_per_worker), limit)
         self._task = ""
 
     def compute(self, part: Part, fingerprint: str) -> tuple[int, str]:
@@ -70,10 +68,17 @@ class Worker:
         if part.task != self._task:
             self._bench.forget()
             self._task = part.task
-        try:
-            return compute(self._bench, part, fingerprint), ""
-        except Exception as error:
-            return 0, reason(error)
+        why = ""
+        for _ in range(MOST_TRIES):
+            try:
+                return compute(self._bench, part, fingerprint), ""
+            except torch.OutOfMemoryError as error:
+                why = reason(error)
+            except Exception as error:
+                return 0, reason(error)
+            # Others may share the GPU; what earlier parts took is given back.
+            torch.cuda.empty_cache()
+        return 0, why
 
     def case_study(self) -> None:
         """Ask the query of the case study, and keep the answers."""

@@ -155,9 +155,7 @@ def _tune_on_cluster(settings: Settings, rows: Rows, folder: Path, card: dict[st
 def _tune(settings: Settings, rows: Rows, folder: Path, card: dict[str, Any]) -> Iterator[str]:
     """Tune it and write it; yields what each step was done with. A Ray task."""
     torch.set_num_threads(max(1, int(settings.training.cpus_per_worker)))
-    models = settings.models
-    if not settings.training.gpus_per_worker:
-        models = models.model_copy(update={"device": "cpu"})
+    models = settings.models.reserving(settings.training.gpus_per_worker)
     encoder = yield from tuned_encoder(models, settings.tuning, rows, settings.index.encode_batch)
     with folder_in_one_step(folder) as beside:
         encoder.save(str(beside), create_model_card=False)

@@ -49,6 +49,10 @@ class Models(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     encoder_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
+    def reserving(self, gpus: float) -> "Models":
+        """The same in a process that reserves so much of a GPU: on CPUs for none, though Ray leaves GPUs in its sight."""
+        return self if gpus else self.model_copy(update={"device": "cpu"})
+
 
 class Tasks(Section):
     """Which tasks there are, and where their rows come from.
@@ -333,6 +337,10 @@ class Settings(BaseSettings):
     serving: Serving = Serving()
     guard: Guard = Guard()
     logging: Logging = Logging()
+
+    def reserving(self, gpus: float) -> "Settings":
+        """As `Models.reserving`."""
+        return self.model_copy(update={"models": self.models.reserving(gpus)})
 
     @property
     def adapters(self) -> Path:

@@ -257,7 +257,7 @@ class Pool:
 
     def _embedded(self, rows: list[NewRow]) -> Vectors:
         # Not kept: adapters come in rarely, and an encoder takes memory.
-        encoder = Encoder(self._settings.models)
+        encoder = Encoder(self._settings.models.reserving(0))
         return encoder.encode_rows([row.texts for row in rows], self._settings.index.encode_batch)
 
     def _write_rows(self, task: str, rows: list[NewRow], vectors: Vectors) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,11 @@ from serve.placing import Placing
 
 # What comes while a batch is computed makes the next one; to wait for more would only delay it.
 BATCH_WAIT_SECONDS = 0.0
+BATCHES = 2
+"""At once: while the index is searched for one, the encoder has the next."""
+
+MOST_THREADS = 4
+"""A question is small: where many threads share it, they wait for each other."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +58,21 @@ class Retriever:
         from torch import set_num_threads
 
         self._settings = settings
-        self._encoder = Encoder(settings.models)
+        # Beside generators on one GPU a query would wait for theirs to pause after each of the encoder's many kernels.
+        models = settings.models.reserving(settings.serving.retriever.gpus)
+        self._encoder = Encoder(models)
         self._neighbours, self._weigher = settings.weighing.neighbours, settings.weighing.weigher
         self._index: CorpusIndex | None = None
-        self._opening = asyncio.Lock()
+        self._opening, self._encoding = asyncio.Lock(), asyncio.Lock()
         self._placing = Placing(self._learn)
         # On CPUs each by itself: in bfloat16 a vector depends a little on the texts that it is computed beside, and what
         # composes an answer must not depend on who else asks. Short questions gain little by being computed together there.
-        on_cpu = pick_device(settings.models.device).type == "cpu"
+        on_cpu = pick_device(models.device).type == "cpu"
         self._together = 1 if on_cpu else settings.index.encode_batch
         self._search.set_max_batch_size(settings.index.encode_batch)
         if on_cpu and not settings.serving.retriever.cpus:
             # Ray holds a replica that reserves no CPU to one thread, and a long question would take it half as long again.
-            set_num_threads(len(os.sched_getaffinity(0)))
+            set_num_threads(min(MOST_THREADS, len(os.sched_getaffinity(0))))
         if on_cpu:
             self._encoder.warm_up()
 
@@ -113,20 +120,13 @@ class Retriever:
         if self._weigher in BY_PLACE:
             await self._placing.places()
 
-    @serve.batch(batch_wait_timeout_s=BATCH_WAIT_SECONDS)
+    @serve.batch(batch_wait_timeout_s=BATCH_WAIT_SECONDS, max_concurrent_batches=BATCHES)
     async def _search(self, queries: list[Query]) -> list[Answer]:
         index = await self._opened()
-        return await asyncio.to_thread(self._query, index, queries)
-
-    def _query(self, index: CorpusIndex, queries: list[Query]) -> list[Answer]:
-        embeddings = self._encoder.encode([query.text for query in queries], self._together)
-        most, texts = max(query.neighbours for query in queries), any(query.texts for query in queries)
-        found = index.query(embeddings, most, texts=texts)
-        answers: list[Answer] = []
-        for rows, embedding, query in zip(found, embeddings, queries, strict=True):
-            near = (NearRow(row.task, row.text if query.texts else "", row.similarity) for row in rows[: query.neighbours])
-            answers.append(Answer(tuple(near), embedding))
-        return answers
+        async with self._encoding:
+            texts = [query.text for query in queries]
+            embeddings = await asyncio.to_thread(self._encoder.encode, texts, self._together)
+        return await asyncio.to_thread(_near, index, queries, embeddings)
 
     async def _learn(self, last: Places | None) -> Places:
         index = await self._opened()
@@ -146,3 +146,13 @@ class Retriever:
 
     def _away(self) -> IndexUnavailable:
         return IndexUnavailable(f"no Chroma server answers at {self._settings.index.url}", "Start it: lorafleet up")
+
+
+def _near(index: CorpusIndex, queries: Sequence[Query], embeddings: Vectors) -> list[Answer]:
+    most, texts = max(query.neighbours for query in queries), any(query.texts for query in queries)
+    found = index.query(embeddings, most, texts=texts)
+    answers: list[Answer] = []
+    for rows, embedding, query in zip(found, embeddings, queries, strict=True):
+        near = (NearRow(row.task, row.text if query.texts else "", row.similarity) for row in rows[: query.neighbours])
+        answers.append(Answer(tuple(near), embedding))
+    return answers

@@ -196,8 +196,7 @@ def _disk_bytes(settings: Settings, plan: Plan, at_once: int) -> int:
 def _timed_on_cluster(settings: Settings, corpus: Corpus) -> Speed:
     """The speed of a worker, measured on one."""
     training = settings.training
-    if not training.gpus_per_worker:
-        settings = settings.model_copy(update={"models": settings.models.model_copy(update={"device": "cpu"})})
+    settings = settings.reserving(training.gpus_per_worker)
     task = ray.remote(num_cpus=training.cpus_per_worker, num_gpus=training.gpus_per_worker, max_retries=0)(timed_speed)
     try:
         speed: Speed = ray.get(task.remote(settings, corpus))

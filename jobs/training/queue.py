@@ -100,6 +100,7 @@ class AdapterQueue:
         self._groups: dict[str, _Group] = {}
         self._reasons: dict[str, str] = {}
         self._warnings: list[str] = []
+        self._put_off: set[str] = set()
 
     def join(self, group: str, node: str) -> None:
         """A worker of a group begins on a node."""
@@ -142,6 +143,20 @@ class AdapterQueue:
         """A group's adapter cannot be trained."""
         self._give_back(group, task)
         self._give_up(task, reason)
+
+    def put_off(self, group: str, task: str, reason: str) -> None:
+        """A group had no memory for an adapter: it waits behind the others, which may share the GPU no more by then.
+
+        The second time it is given up.
+        """
+        if task in self._put_off:
+            self.fail(group, task, reason)
+            return
+        self._put_off.add(task)
+        self._give_back(group, task)
+        self._standings[task] = replace(self._standings[task], state="waiting")
+        self._waiting.append(task)
+        self.warn(f"{task} waits behind the others, and is tried again: {reason}")
 
     def warn(self, warning: str) -> None:
         """A worker tells something that the user should know."""

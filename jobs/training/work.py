@@ -37,8 +37,7 @@ def train_from_queue(config: dict[str, Any]) -> None:
     first, alone = context.get_world_rank() == 0, context.get_world_size() == 1
     ray.get(queue.join.remote(group, ray.get_runtime_context().get_node_id()))
     torch.set_num_threads(max(1, int(settings.training.cpus_per_worker)))
-    if not settings.training.gpus_per_worker:
-        settings = settings.model_copy(update={"models": settings.models.model_copy(update={"device": "cpu"})})
+    settings = settings.reserving(settings.training.gpus_per_worker)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if first:
@@ -57,6 +56,10 @@ def train_from_queue(config: dict[str, Any]) -> None:
         except ray.exceptions.RayActorError:
             # The queue is gone, and with it whoever wants this adapter now; its checkpoints stay.
             return
+        except torch.OutOfMemoryError as error:
+            if not alone:
+                raise
+            ray.get(queue.put_off.remote(group, task, reason_of(error, settings)))
         except Exception as error:
             if not alone:
                 raise
@@ -64,6 +67,8 @@ def train_from_queue(config: dict[str, Any]) -> None:
         else:
             if first:
                 ray.get(queue.done.remote(group, task, card.last_loss))
+        # What the shapes of one adapter's batches took is of no use to the next one's, and others may share the GPU.
+        torch.cuda.empty_cache()
 
 
 def reason_of(error: BaseException, settings: Settings) -> str:

@@ -54,6 +54,18 @@ def test_an_adapter_that_kills_its_workers_comes_last_and_is_given_up(queue):
     assert view.left == 0
 
 
+def test_an_adapter_without_memory_waits_behind_the_others_once(queue):
+    assert queue.take("one", 0)[0] == "long"
+    queue.put_off("one", "long", "out of memory")
+    assert waiting(queue) == ["long", "middle", "short"] and queue.view().left == 3
+    assert [queue.take("one", turn)[0] for turn in range(1, 4)] == ["middle", "short", "long"]
+    assert queue.view().warnings == ("long waits behind the others, and is tried again: out of memory",)
+    queue.put_off("one", "long", "out of memory again")
+    view = queue.view()
+    assert view.standings["long"].state == "failed" and view.reasons == {"long": "out of memory again"}
+    assert view.groups["one"].in_hand == ("middle", "short")
+
+
 def test_a_node_that_leaves_is_no_adapters_fault_and_its_adapter_is_next(queue):
     for number in range(5):
         assert queue.take(f"group {number}", 0)[0] == "long"
