@@ -125,8 +125,8 @@ def folder_of(settings: Settings, index: str) -> Path:
     return settings.state.resolve() / f"evaluation-{index}"
 
 
-def stages(settings: Settings) -> tuple[tuple[Step, ...], ...]:
-    """The steps; those of a stage need nothing of each other, and all of the stage before."""
+def stages(settings: Settings) -> Mapping[str, tuple[Step, ...]]:
+    """The steps of each stage; they need nothing of each other, and all of the stage before."""
     fleet = (
         Step("train", "jobs.train_adapters", ()),
         # Once through the rows of all tasks: that alone is half as many steps as all the others take together.
@@ -142,22 +142,22 @@ def stages(settings: Settings) -> tuple[tuple[Step, ...], ...]:
         ),
         *(comparison(settings, index, (REFERENCE, *names)) for index, names in LIKELIEST.items()),
     )
-    return fleet, compared
+    return {"fleet": fleet, "comparisons": compared}
 
 
 def measure(settings: Settings, common: Sequence[str], only: Sequence[str], at_once: int) -> bool:
     """Run the steps on a Ray of this machine; whether all went well.
 
     Raises:
-        SettingsError: there is no step of a name.
+        SettingsError: there is no stage and no step of a name.
     """
-    known = [step.name for stage in stages(settings) for step in stage]
+    known = [name for stage, steps in stages(settings).items() for name in (stage, *(step.name for step in steps))]
     if unknown := [name for name in only if name not in known]:
         raise SettingsError(f"--only names {', '.join(unknown)}", f"Allowed: {', '.join(known)}")
     ray.init("local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    for stage in stages(settings):
-        chosen = [step for step in stage if not only or step.name in only]
+    for stage, steps in stages(settings).items():
+        chosen = [step for step in steps if not only or {stage, step.name} & set(only)]
         with ThreadPoolExecutor(at_once) as pool:
             ended = list(pool.map(lambda step: step.run(common, settings.state / "logs", environment), chosen))
         if not all(ended):
@@ -241,7 +241,9 @@ def command(
     overrides: SetOption = [],
     state: StateOption = None,
     hub_root: HubRootOption = None,
-    only: Annotated[str | None, typer.Option(metavar="A,B", help="Only these steps, by the names of their logs.")] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Only these stages, or steps by their logs' names.")
+    ] = None,
     at_once: Annotated[int, typer.Option(min=1, help="Steps side by side, where they need nothing of each other.")] = 3,
     show: Annotated[bool, typer.Option("--tables", help="Print the tables of what is kept, and run nothing.")] = False,
 ) -> None:
