@@ -48,9 +48,9 @@ PAPER = ("weighing.weigher=nucleus", "weighing.sharpness=1", "composing.method=l
 INDEXES: Mapping[str, tuple[str, ...]] = {
     "keys": ("index.forms=[instruction]", *PAPER),
     "drawn": ("index.forms=[instruction,fields,bare,bare,bare]", "index.pooling=drawn"),
-    "tuned": ("index.forms=[instruction,fields,bare]", "index.pooling=mean", "models.encoder={state}/encoder"),
+    "tuned": ("index.forms=[instruction,fields,bare,bare,bare]", "index.pooling=drawn", "models.encoder={state}/encoder"),
 }
-"""What rows' vectors are: the paper's keys, one form of text drawn for every row, the mean of three by a tuned encoder."""
+"""What rows' vectors are: the paper's keys, or one drawn form of each, by the encoder as it comes or a tuned one."""
 
 BARE = "@query=bare"
 QUICK = (

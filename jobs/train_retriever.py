@@ -167,14 +167,11 @@ def print_report(report: TuneReport, embedded: bool) -> None:
     done = "tuned" if report.tuned else "current"
     print(f"{report.folder} is {done}, on {len(report.tasks)} tasks: {', '.join(report.tasks)}")
     if not embedded:
-        print("to use it, set these, and run lorafleet embed --rebuild:")
-        print(f"models.encoder={report.folder} index.forms=[instruction,fields,bare] index.pooling=mean")
+        print(f"to use it, set models.encoder={report.folder}, and run lorafleet embed --rebuild")
 
 
 def measured(settings: Settings, report: TuneReport, limit: int | None) -> list[Found]:
     """How well both encoders find the tasks of the evaluation rows, among the training rows of all tasks.
-
-    The rows are embedded as the settings say for the encoder that there was, and in all forms for the tuned one.
 
     Args:
         limit: at most so many rows a task.
@@ -207,10 +204,8 @@ def print_measured(found: list[Found]) -> None:
 
 
 def _with_tuned(settings: Settings, report: TuneReport) -> Settings:
-    """The same with the tuned encoder, and the mean of all forms for every row."""
     models = settings.models.model_copy(update={"encoder": str(report.folder), "encoder_revision": None})
-    index = settings.index.model_copy(update={"forms": FORMS, "pooling": "mean"})
-    return settings.model_copy(update={"models": models, "index": index})
+    return settings.model_copy(update={"models": models})
 
 
 def command(
