@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Annotated
 
 import torch
@@ -221,14 +222,15 @@ def _load(engine: Engine, fleet: Sequence[Adapter], files: bool) -> float:
 
 def _answer(engine: Engine, asked: Sequence[GenerationRequest]) -> list[float]:
     """Answer all requests; how long each took from the first computation for it, in seconds."""
-    ended: dict[int, float] = {}
+    ended: SimpleQueue[tuple[int, float]] = SimpleQueue()
     begun, futures = [], []
     for number, request in enumerate(asked):
         begun.append(time.perf_counter())
         futures.append(engine.submit(request, patient=True))
-        futures[-1].add_done_callback(lambda _, number=number: ended.update({number: time.perf_counter()}))
-    answers = [future.result() for future in futures]
-    return [ended[number] - begun[number] - answer.seconds_waiting for number, answer in enumerate(answers)]
+        futures[-1].add_done_callback(lambda _, number=number: ended.put((number, time.perf_counter())))
+    waited = [future.result().seconds_waiting for future in futures]
+    # A future has its result a moment before it calls back.
+    return [at - begun[number] - waited[number] for number, at in (ended.get() for _ in futures)]
 
 
 def _leasing(engine: Engine, compositions: Sequence[Composition]) -> float | None:
