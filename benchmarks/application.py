@@ -83,6 +83,17 @@ class Side:
         return self.output_tokens / self.seconds
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one of several engines did of a workload; the times are of the clock that all processes of a machine share."""
+
+    tokens: int
+    began: float
+    ended: float
+    prompt_tokens: int
+    output_tokens: int
+
+
 def make_fleet(state: Path, adapters: int, rank: int) -> Path:
     """A base model that never ends an answer, with random adapters, in a state folder; returns the model's folder."""
     base = state / "base"
@@ -178,16 +189,12 @@ def without_http(settings: Settings, workloads: Sequence[Workload], rows: int, e
             process.join()
     sides = []
     for workload in workloads:
-        parts = [one for one in measured if one[0] == workload.tokens]
-        seconds = max(ended for _, _, ended, _, _ in parts) - min(began for _, began, _, _, _ in parts)
-        read, written = sum(part[3] for part in parts), sum(part[4] for part in parts)
+        parts = [part for part in measured if part.tokens == workload.tokens]
+        seconds = max(part.ended for part in parts) - min(part.began for part in parts)
+        read, written = sum(part.prompt_tokens for part in parts), sum(part.output_tokens for part in parts)
         name = "engine alone" if engines == 1 else f"{engines} engines alone"
         sides.append(Side(name, workload.tokens, len(workload.asked), seconds, read, written))
     return sides
-
-
-Part = tuple[int, float, float, int, int]
-"""An answer's length, when the engine began and ended, tokens read and written."""
 
 
 def _told(told: "Queue[Part]", processes: Sequence[Any]) -> Part:
@@ -215,12 +222,11 @@ def _one_engine(
         ]
         engine.generate(requests[: 2 * rows])
         begin.wait()
-        # The same clock in all processes of a machine.
         began = time.clock_gettime(time.CLOCK_MONOTONIC)
         answers = engine.generate(requests)
         ended = time.clock_gettime(time.CLOCK_MONOTONIC)
         read, written = sum(answer.prompt_tokens for answer in answers), sum(len(answer.choices) for answer in answers)
-        told.put((workload.tokens, began, ended, read, written))
+        told.put(Part(workload.tokens, began, ended, read, written))
         # None begins with what comes next while another is not done.
         begin.wait()
 

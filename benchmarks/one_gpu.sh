@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The figures of docs/results.md and RESULTS.md that one GPU gives, from nothing, in half an hour on an H100:
+# The figures of docs/results.md and RESULTS.md that one GPU gives, from nothing:
 #
 #     benchmarks/one_gpu.sh HUB_ROOT FOLDER
 #

@@ -46,7 +46,7 @@ PAPER = ("weighing.weigher=nucleus", "weighing.sharpness=1", "composing.method=l
 """Retrieval and composition as arXiv 2602.21222 has them, by default."""
 
 INDEXES: Mapping[str, tuple[str, ...]] = {
-    "keys": ("index.forms=[instruction]", *PAPER),
+    "paper": ("index.forms=[instruction]", *PAPER),
     "drawn": ("index.forms=[instruction,fields,bare,bare,bare]", "index.pooling=drawn"),
     "tuned": ("index.forms=[instruction,fields,bare,bare,bare]", "index.pooling=drawn", "models.encoder={state}/encoder"),
 }
@@ -62,7 +62,7 @@ SLOW = ("ties", "dare_linear", "dare_ties", "svd", "arrow", "lorahub")
 BESIDE_THE_SLOW = ("base", "perfect", "linear", "cat", "moe_top3", "multitask_lora")
 OF_THE_PAPER = ("linear@sharpness=1", "cat@sharpness=1", "cat@sharpness=8")
 CANDIDATES = {
-    "keys": OF_THE_PAPER,
+    "paper": OF_THE_PAPER,
     "drawn": (
         *(*OF_THE_PAPER, "moe_top1", "moe_top3"),
         *("joint@sharpness=1", "joint@sharpness=8", "joint@sharpness=8@k=2", "joint@sharpness=8@k=5"),
@@ -134,8 +134,8 @@ def stages(settings: Settings) -> Mapping[str, tuple[Step, ...]]:
         Step("tune", "jobs.train_retriever", ()),
     )
     compared = (
-        comparison(settings, "keys", QUICK),
-        comparison(settings, "keys", (*BESIDE_THE_SLOW, *SLOW), limit=FIRST_ROWS),
+        comparison(settings, "paper", QUICK),
+        comparison(settings, "paper", (*BESIDE_THE_SLOW, *SLOW), limit=FIRST_ROWS),
         *(
             comparison(settings, index, (REFERENCE, *in_both_forms(names)), "validation", VALIDATION_ROWS)
             for index, names in CANDIDATES.items()

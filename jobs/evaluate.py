@@ -46,7 +46,7 @@ from lorafleet.config import Settings
 from lorafleet.errors import LoRAFleetError
 from lorafleet.evaluation import Bench, Outcome, Plan, plan, variants
 from lorafleet.evaluation.case_study import keep_case_study
-from lorafleet.evaluation.harness import compute, kept_choices, preparations, prepare, reason, scoring_plan
+from lorafleet.evaluation.harness import attempt, kept_choices, preparations, prepare, scoring_plan
 from lorafleet.evaluation.plan import ASKED, Asked
 from lorafleet.evaluation.records import Part, split_folder
 from lorafleet.progress import Bar, progress
@@ -68,17 +68,7 @@ class Worker:
         if part.task != self._task:
             self._bench.forget()
             self._task = part.task
-        why = ""
-        for _ in range(MOST_TRIES):
-            try:
-                return compute(self._bench, part, fingerprint), ""
-            except torch.OutOfMemoryError as error:
-                why = reason(error)
-            except Exception as error:
-                return 0, reason(error)
-            # Others may share the GPU; what earlier parts took is given back.
-            torch.cuda.empty_cache()
-        return 0, why
+        return attempt(self._bench, part, fingerprint)
 
     def case_study(self) -> None:
         """Ask the query of the case study, and keep the answers."""

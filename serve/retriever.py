@@ -24,9 +24,6 @@ BATCH_WAIT_SECONDS = 0.0
 BATCHES = 2
 """At once: while the index is searched for one, the encoder has the next."""
 
-MOST_THREADS = 4
-"""A question is small: where many threads share it, they wait for each other."""
-
 
 @dataclass(frozen=True)
 class Query:
@@ -72,7 +69,7 @@ class Retriever:
         self._search.set_max_batch_size(settings.index.encode_batch)
         if on_cpu and not settings.serving.retriever.cpus:
             # Ray holds a replica that reserves no CPU to one thread, and a long question would take it half as long again.
-            set_num_threads(min(MOST_THREADS, len(os.sched_getaffinity(0))))
+            set_num_threads(len(os.sched_getaffinity(0)))
         if on_cpu:
             self._encoder.warm_up()
 

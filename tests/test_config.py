@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from lorafleet.composition import METHODS
-from lorafleet.config import MethodName, load_settings
+from lorafleet.config import MethodName, Models, load_settings
 from lorafleet.errors import SettingsError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -71,3 +71,9 @@ def test_the_shipped_settings_load_and_fleet_holds_the_papers_recipe():
         1.0,
     )
     assert (fleet.tasks.rows_per_task, fleet.index.write_batch, fleet.weighing.neighbours) == (2000, 4000, 100)
+
+
+def test_a_process_that_reserves_no_gpu_computes_on_cpus():
+    settings = load_settings(models={"device": "cuda"})
+    assert settings.reserving(0).models == Models(device="cpu")
+    assert settings.reserving(0.25) == settings

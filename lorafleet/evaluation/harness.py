@@ -63,16 +63,30 @@ def run(bench: Bench, work: Plan, note: Note | None = None) -> Outcome:
         if part.task != task:
             bench.forget()
             task = part.task
-        try:
-            rows = compute(bench, part, work.parts[part])
-        except Exception as error:
-            outcome.failed[part] = reason(error)
-            rows = 0
+        rows, why = attempt(bench, part, work.parts[part])
+        if why:
+            outcome.failed[part] = why
         else:
             outcome.computed += 1
         if note is not None:
             note(rows, str(part))
     return outcome
+
+
+def attempt(bench: Bench, part: Part, fingerprint: str) -> tuple[int, str]:
+    """Answer a part and keep it: how many rows, or why not. One for which a GPU has no memory is tried once more."""
+    # Not above: tables are made from files without it.
+    import torch
+
+    try:
+        try:
+            return compute(bench, part, fingerprint), ""
+        except torch.OutOfMemoryError:
+            # Others may share the GPU; what earlier parts took is given back.
+            torch.cuda.empty_cache()
+        return compute(bench, part, fingerprint), ""
+    except Exception as error:
+        return 0, reason(error)
 
 
 def compute(bench: Bench, part: Part, fingerprint: str) -> int:

@@ -4,10 +4,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from evaluation.conftest import METHODS
 from evaluation.rigged import SCORES, rigged_settings, write_adapter, write_rows
 
 from lorafleet.config import load_settings
+from lorafleet.engine.runner import Runner
 from lorafleet.errors import SettingsError, UnknownAdapter
 from lorafleet.evaluation import Bench, plan, read_results, run, variants
 from lorafleet.evaluation.harness import prepare
@@ -170,6 +172,30 @@ def test_a_part_that_fails_does_not_stop_the_others(tmp_path):
     bench.close()
     assert [part.task for part in outcome.failed] == ["ships"] and outcome.computed == 2
     assert "generation.longest" in next(iter(outcome.failed.values()))
+
+
+@pytest.mark.parametrize("failures", [1, 99])
+def test_a_part_without_memory_is_tried_once_more(tmp_path, monkeypatch, failures):
+    bench, methods = Bench(rigged_settings(tmp_path)), variants(["perfect"], ["iid"])
+    prepare(bench, methods)
+    passes, computed = [], Runner.prefill
+
+    def short_of_memory(runner, segments):
+        passes.append(segments)
+        if len(passes) <= failures:
+            raise torch.OutOfMemoryError("no room")
+        return computed(runner, segments)
+
+    # What a GPU does, in the engine's thread; the engine has to live on.
+    monkeypatch.setattr(Runner, "prefill", short_of_memory)
+    outcome = run(bench, plan(bench, methods, ["iid"]))
+    bench.close()
+    if failures == 1:
+        assert (outcome.computed, outcome.failed) == (len(SCORES["iid"]["perfect"]), {})
+        found = {task: scores.mean() for task, scores in read_results(bench.folder).scores("iid", "perfect").items()}
+        assert found == pytest.approx(SCORES["iid"]["perfect"])
+    else:
+        assert outcome.computed == 0 and set(outcome.failed.values()) == {"OutOfMemoryError: no room"}
 
 
 def test_a_training_row_is_not_its_own_neighbour(settings):

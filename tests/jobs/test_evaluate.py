@@ -7,11 +7,10 @@ from contextlib import suppress
 import psutil
 import pytest
 import ray
-import torch
 from evaluation.rigged import SCORES, rigged_settings, write_rows
 
-from jobs.evaluate import Queue, Worker, evaluate
-from lorafleet.evaluation import harness, read_results
+from jobs.evaluate import Queue, evaluate
+from lorafleet.evaluation import read_results
 from lorafleet.evaluation.records import Part
 
 
@@ -26,23 +25,6 @@ def test_who_has_worked_at_a_task_goes_on_with_it():
     queue.put(parts[3])
     assert {queue.take(None), queue.take(None)} == {parts[3], parts[4]} and queue.take(None) is None
     assert queue.tries[parts[3]] == 2 and queue.tries[parts[0]] == 1
-
-
-@pytest.mark.parametrize("failures", [1, 9])
-def test_a_part_without_memory_is_tried_once_more(tmp_path, monkeypatch, failures):
-    tries = []
-
-    def without_memory(bench, part, fingerprint):
-        tries.append(part)
-        if len(tries) <= failures:
-            raise torch.OutOfMemoryError("no room")
-        return harness.compute(bench, part, fingerprint)
-
-    monkeypatch.setattr("jobs.evaluate.compute", without_memory)
-    worker = Worker(rigged_settings(tmp_path, generation={"rows": 4, "longest": 256}), None)
-    rows, why = worker.compute(Part("fruit", "iid", "base"), "mark")
-    assert len(tries) == 2
-    assert (rows > 0, why) == ((True, "") if failures == 1 else (False, "OutOfMemoryError: no room"))
 
 
 @pytest.fixture
