@@ -1,9 +1,11 @@
 """The bench: the fleet that is measured, and what a method under test may use of it. Parts are loaded when first used."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +31,7 @@ from lorafleet.tasks import (
     texts_to_embed,
 )
 from lorafleet.tasks.task import Split
-from lorafleet.weighing import Evidence, Prototypes, Router, train_router
+from lorafleet.weighing import Evidence, Places, Prototypes, learn_places, read_places, write_places
 
 if TYPE_CHECKING:
     from lorafleet.evaluation.arrow import ArrowModel
@@ -72,6 +74,11 @@ class Bench:
         """Where what is measured is kept; runs over a part of the rows have a place of their own."""
         folder = self.settings.evaluation.folder or self.settings.state / "evaluation"
         return folder if self.limit is None else folder.with_name(f"{folder.name}-first-{self.limit}")
+
+    @cached_property
+    def _vectors(self) -> Path:
+        """Where embedded training rows are kept, and what was learned from them."""
+        return self.folder.parent / "evaluation-keys"
 
     @cached_property
     def tasks(self) -> Catalogue:
@@ -174,7 +181,7 @@ class Bench:
         corpus = self.corpus(task, "train")
         index = self.settings.index
         name = "-".join((task, corpus.fingerprint, self.encoder.fingerprint[:16], *index.embedded))
-        path = self.folder.parent / "evaluation-keys" / f"{name}.npy"
+        path = self._vectors / f"{name}.npy"
         if path.is_file():
             kept: Vectors = np.load(path)
             return kept
@@ -234,19 +241,24 @@ class Bench:
         return Prototypes.of({task: self.keys(task).mean(axis=0) for task in self.indexed})
 
     @cached_property
-    def router(self) -> Router:
-        """What has learned from the same rows which task they belong to."""
-        keys = {task: self.keys(task) for task in self.indexed}
-        tasks = [task for task, vectors in keys.items() for _ in vectors]
-        return train_router(np.concatenate(list(keys.values())), tasks)
+    def places(self) -> Places:
+        """What has learned from the same rows which task they belong to, as the endpoint learns it; kept on disk."""
+        corpora = [(task, self.corpus(task, "train").fingerprint) for task in self.indexed]
+        described = json.dumps([corpora, self.encoder.fingerprint, *self.settings.index.embedded])
+        name = sha256(described.encode()).hexdigest()[:32]
+        path = self._vectors / f"{name}.npz"
+        kept = read_places(path, name)
+        if kept is None:
+            keys = ((task, self.keys(task)) for task in self.indexed)
+            kept = learn_places((([task] * len(vectors), vectors) for task, vectors in keys), name)
+            write_places(path, kept)
+        return kept
 
     def evidence(self, rows: Rows, count: int, form: QueryForm, learned: bool = False) -> list[Evidence]:
         """Each row's neighbours, where it lies among the prototypes, and, with `learned`, the router."""
-        router = self.router if learned else None
-        return [
-            Evidence(neighbours, embedding, self.prototypes, router)
-            for neighbours, embedding in zip(self.neighbours(rows, count, form), self.embeddings(rows, form), strict=True)
-        ]
+        places = self.places if learned else Places(self.prototypes)
+        pairs = zip(self.neighbours(rows, count, form), self.embeddings(rows, form), strict=True)
+        return [places.evidence(neighbours, embedding) for neighbours, embedding in pairs]
 
     def forget(self) -> None:
         """Let go of the neighbours of rows that are done with."""

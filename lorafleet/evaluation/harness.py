@@ -110,10 +110,11 @@ def compute(bench: Bench, part: Part, fingerprint: str) -> int:
 
 
 def preparations(bench: Bench, methods: Sequence[Variant], split: Split = "evaluation") -> int:
-    """How many steps `prepare` takes: embedded training rows by task, and evaluation rows as queries by task and form."""
+    """How many steps `prepare` takes: training rows by task, the router, evaluation rows as queries by task and form."""
     if not any(one.method.retrieves for one in methods):
         return 0
-    return len(bench.indexed) + (len(FORMS) * len(bench.tasks) if split == "evaluation" else 0)
+    queries = len(FORMS) * len(bench.tasks) if split == "evaluation" else 0
+    return len(bench.indexed) + _learned(bench, methods, split) + queries
 
 
 def prepare(bench: Bench, methods: Sequence[Variant], note: Note | None = None, split: Split = "evaluation") -> None:
@@ -129,8 +130,20 @@ def prepare(bench: Bench, methods: Sequence[Variant], note: Note | None = None, 
                 bench.keys(name)
             if note is not None:
                 note(1, f"{name}, training rows")
+        if _learned(bench, methods, split):
+            # Who answers, several processes perhaps, finds it kept.
+            _ = bench.places
+            if note is not None:
+                note(1, "the router")
         if split == "evaluation":
             keep_retrieval(bench, list(bench.tasks), note)
+
+
+def _learned(bench: Bench, methods: Sequence[Variant], split: Split) -> bool:
+    """Whether a method goes by the router, or what retrieval finds for evaluation rows."""
+    going_by = [one.apply(bench.settings) for one in methods if one.method.retrieves]
+    weighers = {settings.weighing.weigher for settings in (*going_by, *([bench.settings] if split == "evaluation" else []))}
+    return not weighers.isdisjoint(LEARNED)
 
 
 def keep_rows(bench: Bench, tasks: Iterable[str], split: Split = "evaluation") -> None:

@@ -154,12 +154,9 @@ def by_place(weigher: str, combine: Combine = outputs_added, **fixed: Any) -> Me
     """
 
     def compose(bench: Bench, rows: Rows, settings: Settings) -> list[Composition]:
-        pool, weighing = bench.pool(rows.masked), settings.weighing
-        chosen = make_weigher(weigher, weighing.model_dump())
-        found = bench.evidence(rows, weighing.neighbours, settings.evaluation.query, learned=weigher in LEARNED)
-        return [combine(bench, chosen.weigh(evidence, among=pool), settings) for evidence in found]
+        return [combine(bench, weights, settings) for weights in retrieved_weights(bench, rows, settings)]
 
-    return MethodUnderTest(compose, fixed=fixed)
+    return MethodUnderTest(compose, fixed={"weigher": weigher, **fixed})
 
 
 def _base(bench: Bench, rows: Rows, settings: Settings) -> list[Composition]:

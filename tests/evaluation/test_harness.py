@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from evaluation.conftest import METHODS
@@ -18,7 +20,7 @@ from lorafleet.evaluation.records import Part, about, read_rows
 from lorafleet.evaluation.scoring import read_choices
 from lorafleet.evaluation.tables import tables_as_json
 from lorafleet.evaluation.under_test import SETTINGS, variant
-from lorafleet.weighing import make_weigher
+from lorafleet.weighing import make_weigher, read_places, write_places
 
 
 def test_scores_are_the_known_ones(measured):
@@ -206,6 +208,23 @@ def test_a_training_row_is_not_its_own_neighbour(settings):
     assert not any(example.key in [one.text for one in near] for example, near in zip(rows.examples, found, strict=True))
     masked = bench.neighbours(bench.rows("fruit", masked=True), 12, "bare")
     assert {one.task for near in masked for one in near} == {"ships", "spelling"}
+
+
+def test_what_the_router_has_learned_is_kept_for_those_who_answer(tmp_path):
+    settings = rigged_settings(tmp_path, weighing={"neighbours": 12, "weigher": "nucleus"})
+    prepare(Bench(settings), [variant("base"), variant("linear")])
+    folder = settings.state / "evaluation-keys"
+    assert not list(folder.glob("*.npz")), "nobody goes by it"
+    prepare(Bench(settings), [variant("moe_top1")])
+    (kept,) = folder.glob("*.npz")
+    places = read_places(kept, kept.stem)
+    assert places is not None and places.router is not None
+    write_places(kept, replace(places, router=replace(places.router, biases=places.router.biases + 900)))
+    assert Bench(settings).places.router.biases.min() > 800, "it is read, not learned"
+    kept.write_bytes(b"damaged")
+    learned = Bench(settings).places
+    assert np.array_equal(learned.router.weights, places.router.weights)
+    assert np.allclose(learned.prototypes.vectors, Bench(settings).prototypes.vectors, atol=1e-6)
 
 
 def test_methods_and_their_variants_by_name(settings):

@@ -16,7 +16,7 @@ from lorafleet.errors import AdapterError, LoRAFleetError
 from lorafleet.evaluation import Bench, arrow, lorahub, plan, variants
 from lorafleet.evaluation.averaging import averaged
 from lorafleet.evaluation.under_test import SETTINGS, variant
-from lorafleet.weighing import Router
+from lorafleet.weighing import Places, Router
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +89,10 @@ def test_the_average_of_an_adapter_and_its_copy_is_the_adapter(random_bench, tmp
 def test_smear_with_a_router_that_is_certain_is_the_adapter(settings):
     bench = Bench(settings)
     sizes = np.zeros((3, bench.embed(["text"]).shape[1]), np.float32)
-    bench.__dict__["router"] = Router(tuple(LETTERS), sizes, np.array([900, 0, 0], np.float32))
+    bench.__dict__["places"] = Places(bench.prototypes, Router(tuple(LETTERS), sizes, np.array([900, 0, 0], np.float32)))
     assert composed(bench, "smear", "ships") == [Composition("linear", {"fruit": 1.0})] * 5
-    bench.__dict__["router"] = Router(tuple(LETTERS), sizes, np.log(np.array([6, 3, 1], np.float32)))
+    unsure = Router(tuple(LETTERS), sizes, np.log(np.array([6, 3, 1], np.float32)))
+    bench.__dict__["places"] = Places(bench.prototypes, unsure)
     (first, *_) = composed(bench, "smear", "ships")
     assert first.method == "linear" and dict(first.weights) == pytest.approx(
         {"fruit": 0.36, "ships": 0.09, "spelling": 0.01}
