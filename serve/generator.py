@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     from lorafleet.engine import Engine, OnPiece
 
+logger = logging.getLogger("ray.serve")
+
 NICENESS = 10
 """Of an engine on CPUs: gateway, encoder and weigher take milliseconds, and go first."""
 
@@ -47,6 +50,7 @@ class Generator:
         # Not above: whoever deploys the application imports this module, and torch takes seconds.
         import torch
 
+        began = time.monotonic()
         logging.getLogger("transformers").setLevel(logging.ERROR)
         log_through_serve()
         on_cpu = pick_device(settings.models.device).type == "cpu"
@@ -58,6 +62,16 @@ class Generator:
         gpus = settings.serving.generator.gpus
         self._engine = load_engine(settings, self._roster, NICENESS if on_cpu else 0, gpus if 0 < gpus < 1 else 1.0)
         self._engine.warm_up()
+        pages = self._engine.pool.pages
+        logger.info(
+            "%s with %d adapters, in %s on %s, was loaded in %.1f s; there is room for adapters of %d ranks in all",
+            settings.models.base,
+            len(self._roster.adapters),
+            str(pages.dtype).removeprefix("torch."),
+            pages.device,
+            time.monotonic() - began,
+            pages.ranks,
+        )
         self._metrics = GenerationMetrics(self._engine, settings.generation.rows)
         self._follower = Follower(pool, "generator", self._take_adapters)
         await self._follower.start()

@@ -1,6 +1,7 @@
 """Queries to their neighbours: one encoder in memory, and the index on its server."""
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -11,13 +12,14 @@ from ray import serve
 
 from lorafleet.config import Settings
 from lorafleet.errors import IndexUnavailable
-from lorafleet.models import pick_device
 from lorafleet.placing import places_of
 from lorafleet.retrieval import CorpusIndex, Encoder, Vectors, open_index, server
 from lorafleet.tasks import prompt_version
 from lorafleet.weighing import BY_PLACE, Places
 from serve.messages import Found, NearRow
 from serve.placing import Placing
+
+logger = logging.getLogger("ray.serve")
 
 # What comes while a batch is computed makes the next one; to wait for more would only delay it.
 BATCH_WAIT_SECONDS = 0.0
@@ -56,15 +58,15 @@ class Retriever:
 
         self._settings = settings
         # Beside generators on one GPU a query would wait for theirs to pause after each of the encoder's many kernels.
-        models = settings.models.reserving(settings.serving.retriever.gpus)
-        self._encoder = Encoder(models)
+        gpus = settings.serving.retriever.gpus
+        self._encoder = Encoder(settings.models.reserving(gpus))
         self._neighbours, self._weigher = settings.weighing.neighbours, settings.weighing.weigher
         self._index: CorpusIndex | None = None
         self._opening, self._encoding = asyncio.Lock(), asyncio.Lock()
         self._placing = Placing(self._learn)
         # On CPUs each by itself: in bfloat16 a vector depends a little on the texts that it is computed beside, and what
         # composes an answer must not depend on who else asks. Short questions gain little by being computed together there.
-        on_cpu = pick_device(models.device).type == "cpu"
+        on_cpu = self._encoder.device.type == "cpu"
         self._together = 1 if on_cpu else settings.index.encode_batch
         self._search.set_max_batch_size(settings.index.encode_batch)
         if on_cpu and not settings.serving.retriever.cpus:
@@ -72,6 +74,13 @@ class Retriever:
             set_num_threads(len(os.sched_getaffinity(0)))
         if on_cpu:
             self._encoder.warm_up()
+        logger.info(
+            "%s was loaded in %s on %s; serving.retriever.gpus is %g",
+            settings.models.encoder,
+            str(self._encoder.dtype).removeprefix("torch."),
+            self._encoder.device,
+            gpus,
+        )
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Change settings without a restart: `neighbours` and `weigher` of a query that does not say."""

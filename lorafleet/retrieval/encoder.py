@@ -18,7 +18,7 @@ class Encoder:
     Attributes:
         fingerprint: what identifies its weights; an index is only good for the encoder that made it.
         dimensions: the length of its vectors.
-
+        device, dtype: where it computes, and in which number format.
     """
 
     def __init__(self, settings: Models) -> None:
@@ -29,9 +29,10 @@ class Encoder:
         """
         from lorafleet.packing import pack_linears
 
-        device = pick_device(settings.device)
+        self.device = pick_device(settings.device)
+        self.dtype = pick_encoder_dtype(settings.encoder_dtype, self.device)
         self.fingerprint = fingerprint(settings.encoder, settings.encoder_revision)
-        self._model = load_encoder(settings).to(pick_encoder_dtype(settings.encoder_dtype, device))
+        self._model = load_encoder(settings).to(self.dtype)
         # A short question takes less than half the time so, and batches of rows two thirds.
         pack_linears(self._model)
         self._model.eval()

@@ -88,6 +88,10 @@ def test_a_fleet_by_its_commands(fleet):
     assert [(node["head"], node["state"]) for node in found["nodes"]] == [(True, "ALIVE")]
     assert (found["adapters"], found["endpoint"]) == (2, url)
 
+    told = [record["message"] for record in records(os.environ["RAY_TMPDIR"]) if "was loaded in" in record["message"]]
+    assert any("base with 2 adapters, in float32 on cpu" in message for message in told), told
+    assert any("on cpu; serving.retriever.gpus is 0" in message for message in told), told
+
     answer = httpx.post(f"{url}/v1/completions", json=QUESTION, headers={"X-Request-Id": "egg-1"}, timeout=60)
     assert (answer.status_code, answer.headers["X-Request-Id"]) == (200, "egg-1")
     mine = [record for record in records(os.environ["RAY_TMPDIR"]) if record.get("request_id") == "egg-1"]
