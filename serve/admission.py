@@ -228,7 +228,11 @@ def _real(path: Path, folder: Path, settings: Settings) -> Path:
 
 def _entries(folder: Path) -> Iterator[Path]:
     """Everything below a folder; links are named, and not followed."""
-    for entry in os.scandir(folder):
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+    for entry in entries:
         yield Path(entry.path)
         if entry.is_dir(follow_symlinks=False):
             yield from _entries(Path(entry.path))
@@ -237,7 +241,10 @@ def _entries(folder: Path) -> Iterator[Path]:
 def _copy(file: Path, to: Path, limit: int) -> int:
     """Copy at most `limit` bytes of a plain file, and say how many there were."""
     # Not to wait for ever where somebody has put a pipe there meanwhile, nor to follow a new link.
-    opened = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        opened = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise _unreadable(file, error) from None
     with os.fdopen(opened, "rb") as read, to.open("xb") as written:
         if not stat.S_ISREG(os.fstat(read.fileno()).st_mode):
             raise ApiError.bad_request(f"source holds {file.name}, which is no plain file", "source")
@@ -250,6 +257,12 @@ def _copy(file: Path, to: Path, limit: int) -> int:
                 )
             written.write(piece)
     return copied
+
+
+def _unreadable(path: Path, error: OSError) -> ApiError:
+    return ApiError.bad_request(
+        f"source: {path.name} cannot be read: {error.strerror}. Let the endpoint's user read it", "source"
+    )
 
 
 def _declared(task: str, settings: Settings) -> Task | None:

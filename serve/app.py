@@ -10,7 +10,7 @@ from ray.serve import Application
 
 from lorafleet.config import Scaling, Serving, Settings, load_settings
 from lorafleet.errors import SettingsError
-from serve.gateway import Gateway
+from serve.gateway import Gateway, engines_take
 from serve.generator import Generator
 from serve.logs import logging_config
 from serve.pool import Pool
@@ -59,7 +59,7 @@ def assemble(settings: Settings) -> Application:
     """The application of settings whose `state` every node of the cluster can reach."""
     serving, weighing = settings.serving, settings.weighing
     engine = settings.generation.rows + settings.generation.waiting
-    engines = engine * max(serving.generator.min_replicas, serving.generator.max_replicas)
+    engines = engines_take(settings)
     retriever = Retriever.options(
         **_options(serving.retriever, serving), user_config=weighing.model_dump(include={"neighbours", "weigher"})
     ).bind(settings)

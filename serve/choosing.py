@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lorafleet.adapters import Roster
-from lorafleet.config import Weighing
 from lorafleet.errors import UnknownAdapter, closest
 from lorafleet.weighing import WEIGHERS, settings_of
 from serve.errors import ApiError
@@ -26,12 +25,30 @@ class Wish:
         weigher: by name; `settings` are its own, or those that every weigher has.
         top_k: how many neighbours.
         neighbours: whether the answer is to show them.
+        prefix: of the fields' names, in errors.
     """
 
     weigher: str | None = None
     settings: Mapping[str, float] = field(default_factory=dict)
     top_k: int | None = None
     neighbours: bool = False
+    prefix: str = ""
+
+    def check(self, weigher: str) -> None:
+        """Refuse what the weigher that is to fulfil it does not have.
+
+        Raises:
+            ApiError: 400.
+        """
+        own = settings_of(weigher)
+        for name in self.settings:
+            if name not in own and name not in FOR_ALL:
+                having = " or ".join(other for other in WEIGHERS if name in settings_of(other))
+                raise ApiError.bad_request(
+                    f"{self.prefix}{name} is given, and the weigher {weigher} has {' and '.join(own)}. "
+                    f"Leave it out, or set {self.prefix}weigher to {having}",
+                    f"{self.prefix}{name}",
+                )
 
 
 @dataclass(frozen=True)
@@ -50,18 +67,17 @@ class Choice:
     wish: Wish = Wish()
 
 
-def choose(model: str, composition: CompositionRequest | None, roster: Roster, weighing: Weighing) -> Choice:
+def choose(model: str, composition: CompositionRequest | None, roster: Roster) -> Choice:
     """The composition of a request: an explicit one wins over `auto`, a model that is named wants no other weights.
 
     Raises:
         ApiError: 404 for a model or adapter that is not there, 400 where model and composition contradict each other, or
-            a weigher does not have the setting that is given.
+            the weigher that is named does not have the setting that is given.
     """
     request = composition or CompositionRequest()
     if model == AUTO:
         if request.weights is None:
-            wish = wish_of(request, weighing, "composition.")
-            return Choice(None, request.method, request.density, wish)
+            return Choice(None, request.method, request.density, wish_of(request, "composition."))
         return Choice(_by_task(request.weights, roster), request.method, request.density)
     named = {} if model == BASE else {task_of_model(model, roster): 1.0}
     contradicting = (("weights",) if request.weights is not None else ()) + request.by_retrieval
@@ -71,28 +87,20 @@ def choose(model: str, composition: CompositionRequest | None, roster: Roster, w
     return Choice(named, request.method, request.density)
 
 
-def wish_of(request: Retrieval, weighing: Weighing, prefix: str = "") -> Wish:
-    """How a request wants its weights to be found.
+def wish_of(request: Retrieval, prefix: str = "") -> Wish:
+    """How a request wants its weights to be found. Where it names no weigher, whoever knows which one it is checks it.
 
     Args:
-        weighing: names the weigher where the request does not.
         prefix: of the fields' names, in errors.
 
     Raises:
         ApiError: 400 for a setting that the weigher does not have.
     """
-    weigher = request.weigher or weighing.weigher
-    own = settings_of(weigher)
     given = {name: value for name in (*SETTINGS, *FOR_ALL) if (value := getattr(request, name)) is not None}
-    for name in given:
-        if name not in own and name not in FOR_ALL:
-            having = " or ".join(other for other in WEIGHERS if name in settings_of(other))
-            raise ApiError.bad_request(
-                f"{prefix}{name} is given, and the weigher {weigher} has {' and '.join(own)}. "
-                f"Leave it out, or set {prefix}weigher to {having}",
-                f"{prefix}{name}",
-            )
-    return Wish(request.weigher, given, request.top_k, bool(request.neighbours))
+    wish = Wish(request.weigher, given, request.top_k, bool(request.neighbours), prefix)
+    if wish.weigher is not None:
+        wish.check(wish.weigher)
+    return wish
 
 
 def task_of_model(model: str, roster: Roster) -> str:

@@ -89,6 +89,12 @@ def streamed(chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     return {200: {"content": {"text/event-stream": {"schema": events}}, "description": "The answer, or its events"}}
 
 
+def engines_take(settings: Settings) -> int:
+    """How many answers the engines of all generators compute and keep waiting at once."""
+    generation, scaling = settings.generation, settings.serving.generator
+    return (generation.rows + generation.waiting) * max(scaling.min_replicas, scaling.max_replicas, 1)
+
+
 api = FastAPI(
     title="LoRAFleet",
     description="One endpoint that composes the right LoRA adapters for every request.",
@@ -137,12 +143,18 @@ class Gateway:
     ) -> CompletionResponse | EventStream:
         """Continue one or several prompts, each under the composition that it asks for or that retrieval finds."""
         start, deadline = time.perf_counter(), self._deadline(x_request_timeout)
-        choice = choose(request.model, request.composition, self._roster, self._settings.weighing)
+        choice = choose(request.model, request.composition, self._roster)
         sampling = self._sampling(request, request.max_tokens, "max_tokens", request.logprobs)
         sampling = replace(sampling, echo=bool(request.echo))
         allowed = self._settings.serving.prompts
         if len(request.prompts) > allowed:
             raise RequestError(f"prompt has {len(request.prompts)} texts", f"Allowed: {allowed} (serving.prompts)", "prompt")
+        answers, at_once = len(request.prompts) * sampling.n, engines_take(self._settings)
+        if answers > at_once:
+            # Or it would be told to try again for ever.
+            asked = f"{len(request.prompts)} prompts with n={sampling.n} ask for {answers} answers"
+            bound = f"Allowed: {at_once} (generation.rows and generation.waiting of all generators)"
+            raise RequestError(asked, bound, "prompt" if sampling.n == 1 else "n")
         orders = [(self._query(prompt), Order(prompt, choice, sampling)) for prompt in request.prompts]
         if request.stream:
             chunks = Chunks(CompletionWording(request), sampling.n, request.include_usage, start)
@@ -157,7 +169,7 @@ class Gateway:
     ) -> ChatCompletionResponse | EventStream:
         """Answer a conversation; retrieval asks for its last user message."""
         start, deadline = time.perf_counter(), self._deadline(x_request_timeout)
-        choice = choose(request.model, request.composition, self._roster, self._settings.weighing)
+        choice = choose(request.model, request.composition, self._roster)
         likeliest = (request.top_logprobs or 0) if request.logprobs else None
         if request.max_completion_tokens is not None:
             sampling = self._sampling(request, request.max_completion_tokens, "max_completion_tokens", likeliest)
@@ -177,7 +189,7 @@ class Gateway:
     async def route(self, request: RouteRequest, x_request_timeout: Timeout = None) -> RouteResponse:
         """Neighbours, task weights and nucleus of a text; nothing is generated."""
         start, deadline = time.perf_counter(), self._deadline(x_request_timeout)
-        wish = wish_of(request, self._settings.weighing)
+        wish = wish_of(request)
         found, weighed = await deadline.within(self._found(request.input, wish, request.neighbours is not False))
         rows = () if request.neighbours is False else found.neighbours
         return RouteResponse(

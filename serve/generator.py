@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from lorafleet.adapters import StoredAdapter, stored_adapters
+from lorafleet.adapters import Roster, StoredAdapter, stored_adapters
 from lorafleet.config import Composing, Settings
 from lorafleet.engine import Generation, GenerationRequest, Piece
 from lorafleet.errors import RequestError
@@ -78,7 +78,8 @@ class Generator:
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Change settings without a restart: those of the section `composing`."""
-        self._settings = self._settings.model_copy(update={"composing": Composing(**user_config)})
+        composing = Composing(**{**self._settings.composing.model_dump(), **user_config})
+        self._settings = self._settings.model_copy(update={"composing": composing})
 
     async def check_ready(self) -> None:
         """Returns once the model is loaded."""
@@ -166,8 +167,7 @@ class Generator:
         choice, sampling = order.choice, order.sampling
         weights = choice.weights
         if weights is None:
-            # Of a fleet without adapters the nearest tasks are known, and there is nothing to compose.
-            weights = weighed.weights if weighed is not None and self._roster.adapters else {}
+            weights = within_reach(weighed.weights if weighed is not None else {}, self._roster)
         composition = make_composition(self._settings, self._roster, weights, choice.method, choice.density)
         prompt = prompt_of(order, self._engine.tokenizer)
         request = GenerationRequest(
@@ -213,6 +213,18 @@ async def generate(
         for future in futures:
             future.cancel()
         raise
+
+
+def within_reach(weights: Mapping[str, float], roster: Roster) -> Mapping[str, float]:
+    """The weights that retrieval found, of the tasks whose adapters are here; none at all are the base model's.
+
+    Who weighs may know of tasks that have no adapter, or of an adapter that is still being loaded here, or has just gone.
+    """
+    here = {task: weight for task, weight in weights.items() if task in roster.adapters}
+    if len(here) == len(weights):
+        return here
+    total = sum(here.values())
+    return {task: weight / total for task, weight in here.items()} if total > 0 else {}
 
 
 def choices(request: GenerationRequest, n: int) -> list[GenerationRequest]:

@@ -142,7 +142,9 @@ class GenerationMetrics:
                 self._output_tokens.inc(len(generation.choices), {})
         shares = absolute_shares(composition.weights)
         for task, share in shares.items():
-            self._weights.inc(share, {"task": task})
+            # Of weights that are far apart the small one's share may be none that a float can hold.
+            if share > 0:
+                self._weights.inc(share, {"task": task})
         if not shares:
             self._base.inc(len(generations), {})
 

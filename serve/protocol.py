@@ -46,9 +46,53 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 
 Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
+MOST_WEIGHT = 100.0
+"""Of an adapter, either way: what is far beyond gives numbers that no number format holds."""
+LEAST_DENSITY = 0.001
 
 
-class Retrieval(BaseModel):
+class Body(BaseModel):
+    """What a request brings along; all its texts are whole."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole(cls, body: object) -> object:
+        broken = broken_text(body)
+        if broken is not None:
+            raise ApiError.bad_request(
+                f"{broken or 'the body'} holds half of a surrogate pair. Send whole characters", broken
+            )
+        return body
+
+
+def broken_text(value: object, field: str = "") -> str | None:
+    """The field of the first text that cannot be written as UTF-8; None where all can be.
+
+    JSON can spell half of a character that takes two escapes, as a client does that cuts a text inside of one.
+    """
+    match value:
+        case str():
+            return None if value.isascii() or _encodes(value) else field
+        case dict():
+            if any(broken_text(name) is not None for name in value):
+                return field
+            parts = ((f"{field}.{name}" if field else str(name), part) for name, part in value.items())
+        case list():
+            parts = ((field, part) for part in value)
+        case _:
+            return None
+    return next((found for name, part in parts if (found := broken_text(part, name)) is not None), None)
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class Retrieval(Body):
     """How weights are found: `top_k` neighbours and a weigher, each with settings of its own.
 
     `nucleus` has `p`; all others have `k` (how many adapters they keep), `softmax` and `prototypes` also `temperature`,
@@ -76,8 +120,8 @@ class CompositionRequest(Retrieval):
     """
 
     method: str | None = None
-    weights: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = None
-    density: Share | None = None
+    weights: dict[str, Annotated[float, Field(ge=-MOST_WEIGHT, le=MOST_WEIGHT, allow_inf_nan=False)]] | None = None
+    density: Annotated[float, Field(ge=LEAST_DENSITY, le=1)] | None = None
 
     @field_validator("method")
     @classmethod
@@ -112,7 +156,7 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = None
 
 
-class _Request(BaseModel):
+class _Request(Body):
     """What both kinds of completion share."""
 
     model_config = ConfigDict(extra="allow")
@@ -504,7 +548,7 @@ Location = Annotated[str, Field(min_length=1, max_length=4096)]
 AdapterState = Literal["ready", "loading", "removing"]
 
 
-class AdapterRequest(BaseModel):
+class AdapterRequest(Body):
     """POST /v1/adapters: a PEFT folder and its corpus; without rows it is found by its name alone, or by its task's rows.
 
     `source` and `corpus` are paths or file:// URIs below one of serving.adapter_roots. A row is a text, an object with a

@@ -43,11 +43,13 @@ class Weigher:
         """The task weights of a query.
 
         Raises:
+            ApiError: 400 for a setting that the weigher does not have.
             SettingsError: its weigher asks where it lies, and the retriever has not said so.
             IndexUnavailable, IndexMismatch: nor can it say where the tasks lie.
         """
         start = time.perf_counter()
         name = wish.weigher or self._weighing.weigher
+        wish.check(name)
         weigher = make_weigher(name, {**self._weighing.model_dump(), **wish.settings})
         if name in BY_PLACE:
             # Projections onto many tasks take their time.

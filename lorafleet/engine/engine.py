@@ -76,7 +76,7 @@ class Engine:
         remembered: int = 0,
     ) -> None:
         self._tokenizer, self._niceness = tokenizer, niceness
-        self._max_prompt_tokens, self._waiting = min(max_prompt_tokens, longest - 1), waiting
+        self._max_prompt_tokens, self._rows, self._waiting = min(max_prompt_tokens, longest - 1), rows, waiting
         self._prompt_tokens = lru_cache(remembered)(lambda prompt: tuple(encode_prompt(tokenizer, prompt, sys.maxsize)))
         self._option_tokens = lru_cache(remembered)(lambda option: tuple(encode_answer(tokenizer, option)))
         self._vocabulary = int(model.config.get_text_config().vocab_size)
@@ -259,7 +259,7 @@ class Engine:
         with self._news:
             if self._closed:
                 raise EngineFull("the engine is closed", "Ask another one")
-            if not patient and self._loop.waiting >= self._waiting:
+            if not patient and self._loop.waiting >= self._waiting + max(0, self._rows - self._loop.running):
                 raise EngineFull(f"{self._waiting} requests wait already", "Try again later, or raise generation.waiting")
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="engine", daemon=True)

@@ -51,8 +51,10 @@ class SlottedCache:
         return heapq.heappop(self._free)
 
     def release(self, room: int) -> None:
-        """Free a slot."""
+        """Free a slot. What lies in it is masked for the next one, and so has to be numbers: NaN is NaN under a mask too."""
         if room != NOWHERE:
+            for kept in (*self._keys.values(), *self._values.values()):
+                kept[room].zero_()
             heapq.heappush(self._free, room)
 
     def prefill(self, segments: Sequence[Segment[int]]) -> Attention:

@@ -27,7 +27,7 @@ def read_rows(path: Path) -> Iterator[NumberedRow]:
         raise TaskError(f"{path} is of no known kind", f"Give a file that ends in {', '.join(readers)}")
     try:
         yield from reader(path)
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, csv.Error, pyarrow.ArrowException) as error:
         raise TaskError(f"cannot read {path}: {error}") from None
 
 

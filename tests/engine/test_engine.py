@@ -57,6 +57,17 @@ def requests(names, **settings):
     return [GenerationRequest(p, c, max_tokens=12, **settings) for p, c in zip(PROMPTS, compositions(names), strict=True)]
 
 
+def test_a_composition_that_overflows_spoils_no_other_answer(engine):
+    asked = [GenerationRequest(prompt, max_tokens=12, likeliest=1) for prompt in sorted(PROMPTS, key=len)[:8]]
+    before = engine.generate(asked)
+    beyond = Composition("cat", {"one": 1e30, "two": -1e30})
+    engine.generate([GenerationRequest(PROMPTS[-1], beyond, max_tokens=30) for _ in range(8)])
+    after = engine.generate(asked)
+    assert [one.tokens for one in after] == [one.tokens for one in before]
+    told = [choice.log_probability for one in after for choice in one.choices]
+    assert told == pytest.approx([choice.log_probability for one in before for choice in one.choices], abs=1e-4)
+
+
 def test_a_batch_answers_as_its_rows_do_alone(engine):
     asked = requests(("one", "two", "three"))
     together = engine.generate(asked)

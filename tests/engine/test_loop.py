@@ -247,6 +247,19 @@ def test_more_than_may_wait_are_refused_until_some_are_done(make_engine):
     assert engine.submit(request).result(PATIENCE).tokens == futures[0].result().tokens
 
 
+def test_where_nobody_may_wait_free_rows_are_given(make_engine):
+    engine = make_engine(rows=2, waiting=0)
+    gate = Gate()
+    request = GenerationRequest("a", max_tokens=3)
+    futures = [engine.submit(request, gate)]
+    gate.reached()
+    futures.append(engine.submit(request))
+    with pytest.raises(EngineFull, match="0 requests wait already"):
+        engine.submit(request)
+    gate.open()
+    assert all(len(future.result(PATIENCE).tokens) == 3 for future in futures)
+
+
 def test_closing_fails_what_waits_and_what_is_on_its_way(make_engine):
     engine = make_engine(adapters=adapters(), rows=1)
     gate = Gate()
