@@ -123,6 +123,7 @@ def evaluate(
         prepare(bench, chosen, bar.advance, split)
     plans = [scoring_plan(bench)] if choose_scoring else []
     outcome = _fan_out(bench, [*plans, work], case_study and any(one.method.retrieves for one in chosen))
+    outcome.parts = work.parts
     if choose_scoring and not any(part.split == "train" for part in outcome.failed):
         kept_choices(bench)
     return outcome
@@ -270,7 +271,7 @@ def command(
     tell(outcome)
     if outcome.done:
         folder = split_folder(Bench(settings, limit).folder, rows)
-        present(settings, folder, split_names(methods), split_names(tasks), asked, report, as_json)
+        present(settings, folder, split_names(methods), split_names(tasks), asked, report, as_json, outcome.parts)
     refuse_failures(outcome)
 
 

@@ -1,5 +1,6 @@
 """lorafleet evaluate."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from lorafleet.config import Settings
     from lorafleet.evaluation import Outcome, Plan
     from lorafleet.evaluation.plan import Asked
+    from lorafleet.evaluation.records import Part
     from lorafleet.tasks import Split
 
 SHOWN_FAILURES = 5
@@ -107,7 +109,7 @@ def evaluate(
 
             keep_case_study(bench)
         folder = split_folder(bench.folder, rows)
-        present(settings, folder, [one.name for one in chosen], list(bench.tasks), asked, report, as_json)
+        present(settings, folder, [one.name for one in chosen], list(bench.tasks), asked, report, as_json, outcome.parts)
     bench.close()
     refuse_failures(outcome)
 
@@ -177,15 +179,20 @@ def present(
     asked: "Asked",
     report: bool,
     as_json: bool,
+    parts: "Mapping[Part, str] | None" = None,
 ) -> None:
-    """Print the tables of kept predictions, and write the report where it is wanted: of everything that is kept."""
+    """Print the tables of kept predictions, and write the report where it is wanted: of everything that is kept.
+
+    Args:
+        parts: tables of these alone, as they would be computed today.
+    """
     from lorafleet.evaluation import read_results
     from lorafleet.evaluation.intervals import Bootstrap
     from lorafleet.evaluation.plan import ASKED
     from lorafleet.evaluation.tables import printed_tables, tables_as_json
 
     bootstrap = Bootstrap(settings.evaluation.resamples, settings.evaluation.seed)
-    results = read_results(folder, methods, tasks, ASKED[asked], bootstrap)
+    results = read_results(folder, methods, tasks, ASKED[asked], bootstrap, parts)
     if report:
         from lorafleet.evaluation.report import write_report
 

@@ -35,6 +35,7 @@ from lorafleet.weighing import Evidence, Places, Prototypes, learn_places, read_
 
 if TYPE_CHECKING:
     from lorafleet.evaluation.arrow import ArrowModel
+    from lorafleet.retrieval import Manifest
 
 GPU_ROWS = 128
 GPU_PASS_TOKENS = 8192
@@ -106,6 +107,13 @@ class Bench:
         return None if name is None else self.roster.task_of(name)
 
     @cached_property
+    def together(self) -> frozenset[str]:
+        """What adapters trained on the rows of all tasks are called in weights: they have seen whatever is masked."""
+        cards = {task: adapter.card for task, adapter in self.roster.adapters.items()}
+        trained = {task for task, card in cards.items() if card is not None and card.training.get("together") == task}
+        return frozenset({*trained, *([self.multitask] if self.multitask else [])})
+
+    @cached_property
     def engine(self) -> Engine:
         """The base model with all adapters, with room for many rows at once.
 
@@ -146,7 +154,7 @@ class Bench:
         Raises:
             UnknownAdapter: there is none.
         """
-        tasks = [task for task in self.roster.adapters if task not in (masked, self.multitask)]
+        tasks = [task for task in self.roster.adapters if task != masked and task not in self.together]
         if not tasks:
             raise UnknownAdapter("there are no adapters to compose", "Train some first: lorafleet train")
         return tasks
@@ -234,6 +242,15 @@ class Bench:
                 found = [[one for one in near if one.text != example.key][:count] for near, example in pairs]
             self._found[key] = found
         return self._found[key]
+
+    @cached_property
+    def searched(self) -> "Manifest | None":
+        """The index that is searched; None where training rows are searched exactly.
+
+        Raises:
+            IndexUnavailable, IndexMismatch: it cannot be read, or another encoder made it.
+        """
+        return open_index(self.settings, prompt_version()).manifest() if self.settings.evaluation.search == "index" else None
 
     @cached_property
     def prototypes(self) -> Prototypes:

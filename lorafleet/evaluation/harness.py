@@ -1,7 +1,7 @@
 """The harness: computes the parts that are missing, one after the other, and keeps each when it is whole."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -39,11 +39,13 @@ class Outcome:
         kept: parts that were there already.
         computed: parts that were computed now.
         failed: why there is no part, by part.
+        parts: all that were asked for, with their fingerprints.
     """
 
     kept: int = 0
     computed: int = 0
     failed: dict[Part, str] = field(default_factory=dict)
+    parts: Mapping[Part, str] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
@@ -57,7 +59,7 @@ def run(bench: Bench, work: Plan, note: Note | None = None) -> Outcome:
     Args:
         note: is called with rows done and the part, for a progress bar.
     """
-    outcome = Outcome(kept=work.kept)
+    outcome = Outcome(kept=work.kept, parts=work.parts)
     task = None
     for part in work.missing:
         if part.task != task:
@@ -153,7 +155,7 @@ def keep_rows(bench: Bench, tasks: Iterable[str], split: Split = "evaluation") -
             continue
         rows = bench.rows(name, split)
         path = split_folder(bench.folder, split) / "rows" / f"{name}.parquet"
-        mark = digest(bench.corpus(name, split).fingerprint, len(rows.examples))
+        mark = digest(bench.corpus(name, split).fingerprint, len(rows.examples), rows.task.family, rows.task.scoring)
         if not is_current(path, mark):
             texts = [row_text(rows.task, example) for example in rows.examples]
             described = {"fingerprint": mark, "task": name, "family": rows.task.family, "scoring": rows.task.scoring}

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -116,7 +116,8 @@ def retrieval_mark(bench: Bench) -> list[object]:
     models, rows = bench.settings.models, bench.settings.evaluation.search
     corpora = [(task, bench.corpus(task, "train").fingerprint) for task in bench.indexed]
     embedded = bench.settings.index.embedded
-    return [rows, fingerprint(models.encoder, models.encoder_revision), embedded, corpora]
+    searched = [asdict(bench.searched)] if bench.searched else []
+    return [rows, fingerprint(models.encoder, models.encoder_revision), embedded, corpora, *searched]
 
 
 def _fingerprint(bench: Bench, part: Part, one: Variant) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from lorafleet.errors import SettingsError
 from lorafleet.evaluation.intervals import Bootstrap, Estimate, Scores
 from lorafleet.evaluation.metrics import best_option, exact_match, f1
-from lorafleet.evaluation.records import about, read_rows
+from lorafleet.evaluation.records import Part, about, is_current, read_rows
 from lorafleet.evaluation.scoring import Choice, option_scores, read_choices
 from lorafleet.evaluation.under_test import SETTINGS, UNDER_TEST, Setting
 from lorafleet.storage import read_json
@@ -192,22 +192,29 @@ def read_results(
     tasks: Sequence[str] | None = None,
     settings: Sequence[Setting] = SETTINGS,
     bootstrap: Bootstrap | None = None,
+    parts: Mapping[Part, str] | None = None,
 ) -> Results:
     """Judge what is kept in a folder.
 
     Args:
         methods, tasks, settings: only these; everything that is there where absent.
+        parts: those of a plan, with their fingerprints: only what would be computed so today.
 
     Raises:
         SettingsError: there are no predictions, or a file is damaged.
     """
     choices = read_choices(folder)
     known = _task_rows(folder, tasks, choices)
+    marks = None if parts is None else {(part.setting, part.method, part.task): mark for part, mark in parts.items()}
+    moved = _moved(folder)
     judged: dict[Setting, dict[str, dict[str, Judged]]] = {}
     for setting in settings:
         for path in sorted((folder / "predictions" / setting).glob("*/*.parquet")):
             method = path.parent.name
             if path.stem not in known or (methods is not None and method not in methods):
+                continue
+            planned = marks is None or is_current(path, marks.get((setting, method, path.stem), ""))
+            if not planned or (path.stem, setting == "held_out") in moved:
                 continue
             predictions = read_rows(path)
             # Predictions from before the rows changed are of no use.
@@ -216,6 +223,19 @@ def read_results(
     if not judged:
         raise SettingsError(f"no predictions in {folder}", "Run: lorafleet evaluate")
     return Results(folder, known, judged, choices, bootstrap or Bootstrap())
+
+
+def _moved(folder: Path) -> set[tuple[str, bool]]:
+    """Tasks whose predictions with an adapter, or without one (True), are from before that changed."""
+    files: dict[str, dict[bool, list[Path]]] = {}
+    for path in (folder / "predictions").glob("*/*/*.parquet"):
+        files.setdefault(path.stem, {}).setdefault(path.parent.parent.name == "held_out", []).append(path)
+    moved = set()
+    for task, kept in files.items():
+        if len(kept) > 1:
+            newest = {without: max(str(about(path).get("date", "")) for path in paths) for without, paths in kept.items()}
+            moved.add((task, newest[False] > newest[True]))
+    return moved
 
 
 def judge(task: TaskRows, predictions: Sequence[Mapping[str, Any]]) -> Judged:

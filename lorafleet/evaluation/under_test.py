@@ -112,7 +112,10 @@ def variant(name: str) -> Variant:
         knob, equals, value = change.partition("=")
         if not equals or knob not in KNOBS:
             raise SettingsError(f"method {name}: cannot change {change!r}", f"Write name=value; known: {', '.join(KNOBS)}")
-        found[knob] = yaml.safe_load(value)
+        try:
+            found[knob] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise SettingsError(f"method {name}: {knob} is {value!r}", "Write a number, a name or true") from None
     return Variant(name, UNDER_TEST[plain], found)
 
 

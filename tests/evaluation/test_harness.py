@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from evaluation.conftest import METHODS
-from evaluation.rigged import SCORES, rigged_settings, write_adapter, write_rows
+from evaluation.rigged import SCORES, TEXTS, rigged_settings, write_adapter, write_rows
 
 from lorafleet.config import load_settings
 from lorafleet.engine.runner import Runner
@@ -164,6 +166,54 @@ def test_a_run_that_was_ended_goes_on_where_it_stopped(tmp_path, settings):
     assert not missing()
     write_rows(tmp_path / "rows" / "fruit.jsonl", [("a pear", "x")])
     assert {part.task for part in missing()} == {"fruit"} and len(missing()) == 5
+
+
+def test_tables_leave_out_what_would_not_be_computed_so_today(tmp_path):
+    settings = rigged_settings(tmp_path)
+    methods = variants(["base", "perfect"], SETTINGS)
+
+    def evaluated():
+        bench = Bench(settings)
+        work = plan(bench, methods, SETTINGS)
+        prepare(bench, methods)
+        outcome = run(bench, work)
+        bench.close()
+        return read_results(bench.folder, parts=outcome.parts)
+
+    assert set(evaluated().scores("held_out", "base")) == {"weather"}
+    # Where a task has come to an adapter, its answers without one are of before; also where no plan says so.
+    time.sleep(1.1)
+    write_adapter(settings.adapters / "weather", direction=1)
+    results = evaluated()
+    assert "held_out" not in results.settings and "weather" in results.scores("iid", "base")
+    everything = read_results(results.folder)
+    assert everything.settings == results.settings and everything.scores("iid", "base").keys() == set(TEXTS)
+    # Other weights, and nothing computed with them yet.
+    write_adapter(settings.adapters / "ships", direction=3)
+    today = plan(Bench(settings), methods, SETTINGS).parts
+    assert set(read_results(results.folder, parts=today).scores("iid", "perfect")) == set(TEXTS) - {"ships"}
+
+
+def test_a_task_that_is_scored_otherwise_is_judged_so(tmp_path):
+    settings = rigged_settings(tmp_path)
+    path, declared = settings.state / "evaluation" / "rows" / "fruit.parquet", tmp_path / "rows" / "tasks.yaml"
+    prepare(Bench(settings), [variant("base")])
+    before = about(path)["scoring"]
+    declared.write_text(declared.read_text().replace("fruit:\n", "fruit:\n  scoring: byte\n"))
+    prepare(Bench(settings), [variant("base")])
+    assert before != "byte" and about(path)["scoring"] == "byte"
+
+
+def test_who_was_trained_on_everything_is_out_of_reach_without_being_named(tmp_path):
+    settings = rigged_settings(tmp_path)
+    write_adapter(settings.adapters / "everything", direction=1)
+    bench = Bench(settings)
+    assert "everything" in bench.pool()
+    roster = bench.roster
+    card = SimpleNamespace(training={"together": "everything"})
+    bench = Bench(settings)
+    bench.__dict__["roster"] = roster.having(replace(roster.adapters["everything"], card=card))
+    assert set(bench.pool("ships")) == {"fruit", "spelling"}
 
 
 def test_a_part_that_fails_does_not_stop_the_others(tmp_path):
