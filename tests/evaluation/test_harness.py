@@ -287,6 +287,7 @@ def test_methods_and_their_variants_by_name(settings):
         "linaer": "Did you mean linear",
         "linear@q=1": "cannot change 'q=1'",
         "linear@p": "cannot change 'p'",
+        "linear@p=[a": "p is '\\[a'",
     }.items():
         with pytest.raises(SettingsError, match=message):
             variants([name], SETTINGS)
