@@ -135,7 +135,8 @@ def embed_corpora(settings: Settings, rebuild: bool = False) -> EmbedReport:
         TaskError: a corpus cannot be read, or no task is left.
         IndexUnavailable: Chroma cannot be reached, or was away too long (the next run takes up what was written), or another
             run is under way.
-        IndexMismatch: another encoder or other prompts made the index, and `rebuild` is not set.
+        IndexMismatch: another encoder or other prompts made the index, and `rebuild` is not set, or `tasks.names` leaves out
+            corpora whose rows have to be rendered for it again.
         ModelError: the encoder cannot be loaded.
     """
     began = time.monotonic()
@@ -222,10 +223,19 @@ def _searched(index: CorpusIndex, settings: Settings, rebuild: bool) -> Searched
     except IndexMismatch:
         if not rebuild:
             raise
-        if manifest.prompts != index.prompts and settings.tasks.names is not None:
+        names = settings.tasks.names
+        if manifest.prompts != index.prompts and names is not None:
             raise IndexMismatch(
                 f"the index has prompt version {manifest.prompts}, not {index.prompts}, and only some tasks are named",
                 "Embed all of them again with: lorafleet embed --rebuild",
+            ) from None
+        # Of a corpus that is not read there are the keys alone, and of other forms nothing.
+        others = sorted(set(manifest.corpora).difference(names or manifest.corpora))
+        if others and set(settings.index.forms) != {"instruction"}:
+            raise IndexMismatch(
+                f"another encoder than models.encoder = {settings.models.encoder} made the index, and of its tasks "
+                f"{', '.join(others)} are not named: their forms (index.forms) are not in it",
+                "Embed all of them again, without --tasks: lorafleet embed --rebuild",
             ) from None
     return Searched(manifest, index.version(manifest.version), manifest.fingerprint != index.encoder)
 

@@ -372,7 +372,7 @@ def load_settings(path: Path | None = None, overrides: Sequence[str] = (), **sec
         sections: the same as mappings, for callers in Python; they win over everything.
 
     Raises:
-        SettingsError: the file is missing or not YAML, a key is unknown, or a value is not allowed.
+        SettingsError: the file is missing, it or an override is not YAML, a key is unknown, or a value is not allowed.
     """
     if path is not None and not path.is_file():
         raise SettingsError(f"no settings file at {path}", "Give an existing file with --config, or none for the defaults")
@@ -404,7 +404,13 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         dotted, equals, text = override.partition("=")
         if not equals or not dotted:
             raise SettingsError(f"cannot read the override '{override}'", "Write it as section.key=value")
-        value: Any = yaml.safe_load(text)
+        try:
+            value: Any = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError):
+            raise SettingsError(
+                f"cannot read the override '{override}': its value is not YAML",
+                f"Quote what is meant as text: --set \"{dotted}='...'\"",
+            ) from None
         for key in reversed(dotted.strip().split(".")):
             value = {key: value}
         values = _merge(values, value)

@@ -34,6 +34,9 @@ def test_later_sources_win(tmp_path, monkeypatch):
         ("weighing.weigher=nucleas", "bad value for weighing.weigher: 'nucleas'. Allowed: 'nucleus', 'top_k', 'softmax'"),
         ("index.write_batch=6000", "bad value for index.write_batch: 6000. Allowed: less than or equal to 5461"),
         ("training.rank", "cannot read the override 'training.rank'. Write it as section.key=value"),
+        ("tasks.names=[a", "cannot read the override 'tasks.names=[a': its value is not YAML. Quote what is meant as text"),
+        ("models.base=@x", "cannot read the override 'models.base=@x': its value is not YAML. Quote what is meant as text"),
+        ("index.token=2024-99-99", "cannot read the override 'index.token=2024-99-99': its value is not YAML"),
     ],
 )
 def test_a_fault_is_told_with_path_value_and_mend(override, said):

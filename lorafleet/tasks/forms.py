@@ -25,7 +25,8 @@ def text_in_form(task: Task, example: Example, form: TextForm) -> str:
     text = row_text(task, example)
     if form == "fields":
         return text
-    pattern, between = _template(task.text)
+    # Stripped, as the rendered text is: a YAML block scalar ends in a newline.
+    pattern, between = _template(task.text.strip())
     found = pattern.fullmatch(text)
     if found is None:
         return text
@@ -58,8 +59,11 @@ def row_text(task: Task, example: Example) -> str:
 @lru_cache(maxsize=1024)
 def _template(text: str) -> tuple[re.Pattern[str], tuple[str, ...]]:
     """What a task's rendered text looks like, the value of each column a group, and what stands between: names left out."""
-    parts = [(literal, field is not None) for literal, field, _, _ in Formatter().parse(text)]
-    if parts[-1][1]:
-        parts.append(("", False))
-    pattern = "".join(re.escape(literal) + ("(.*?)" if is_field else "") for literal, is_field in parts)
-    return re.compile(pattern, re.DOTALL), tuple(FIELD_NAME.sub("", literal) for literal, _ in parts)
+    between = [""]
+    for literal, field, _, _ in Formatter().parse(text):
+        # A doubled brace ends a literal without a field behind it.
+        between[-1] += literal
+        if field is not None:
+            between.append("")
+    pattern = "(.*?)".join(re.escape(literal) for literal in between)
+    return re.compile(pattern, re.DOTALL), tuple(FIELD_NAME.sub("", literal) for literal in between)

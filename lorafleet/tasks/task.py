@@ -1,11 +1,12 @@
 """One task, and how a row of it becomes an example."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lorafleet.config import TASK_NAME
 
@@ -78,6 +79,16 @@ class Task(_Declaration):
     answers: str | None = None
     scoring: Scoring = "sum"
 
+    @field_validator("text")
+    @classmethod
+    def _is_template(cls, text: str) -> str:
+        """Refused here, and not at the first row that is rendered."""
+        try:
+            list(Formatter().parse(text))
+        except ValueError as error:
+            raise ValueError(f"{error}; a brace that is meant as text is written twice") from None
+        return text
+
     @model_validator(mode="after")
     def _consistent(self) -> "Task":
         if (self.hub is None) == (not self.files):
@@ -103,7 +114,7 @@ class Task(_Declaration):
         """The example of a row.
 
         Raises:
-            BadRowError: a column is missing, a text is empty, or the label is out of range.
+            BadRowError: a column is missing or does not fit, a text is empty, or the label is out of range.
         """
         fields = dict(row)
         for column, words in self.words.items():
@@ -115,6 +126,10 @@ class Task(_Declaration):
             text = self.text.format_map(_Strict(fields)).strip()
         except (KeyError, IndexError, TypeError) as error:
             raise BadRowError(f"column {error.args[0] if error.args else '?'} is missing") from None
+        except BadRowError:
+            raise
+        except (AttributeError, ValueError) as error:
+            raise BadRowError(f"text cannot be filled in: {error}") from None
         key = f"{self.instruction}\n{text}"
         prompt = f"{key}\n{self.cue}" if self.cue else key
         if self.answers is not None:
@@ -131,7 +146,9 @@ class Task(_Declaration):
     def _accepted(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         assert self.answers is not None
         found = _reach(row, self.answers)
-        values = [found] if isinstance(found, str) else list(found)
+        if isinstance(found, Mapping):
+            raise BadRowError(f"{self.answers} is {found!r}, neither an answer nor a list of them")
+        values = found if _is_list(found) else [found]
         accepted = tuple(dict.fromkeys(str(value).strip() for value in values if str(value).strip()))
         if not accepted:
             raise BadRowError(f"{self.answers} holds no answer")
@@ -144,7 +161,9 @@ class Task(_Declaration):
             values: Sequence[Any] = [_reach(row, column) for column in self.options.columns]
         else:
             assert self.options is not None
-            values = list(_reach(row, self.options.list))
+            values = _reach(row, self.options.list)
+            if not _is_list(values):
+                raise BadRowError(f"{self.options.list} is {values!r}, not a list")
         options = tuple(str(value).strip() if value is not None else "" for value in values)
         if len(options) < 2 or not all(options):
             raise BadRowError("an option is empty")
@@ -171,6 +190,11 @@ class _Strict(dict[str, Any]):
             if not value:
                 raise BadRowError(f"{column} is empty")
         return value
+
+
+def _is_list(value: Any) -> bool:
+    """Whether a column holds several values, in a list or an array; a text is one, not as many as it has characters."""
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
 
 
 def _reach(row: Mapping[str, Any], column: str) -> Any:

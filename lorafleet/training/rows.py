@@ -2,6 +2,7 @@
 
 import math
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -86,7 +87,7 @@ def encode_examples(
     rows = []
     for example in examples:
         answer = [*encode_answer(tokenizer, example.answer), end]
-        whole = encode_prompt(tokenizer, example.prompt, max_tokens=len(example.prompt) + 1)
+        whole = encode_prompt(tokenizer, example.prompt, sys.maxsize)
         prompt = cut_middle(whole, max(max_tokens - len(answer), SHORTEST_PROMPT))
         rows.append(TokenRow(tuple(prompt), tuple(answer), cut=len(prompt) < len(whole)))
     return rows

@@ -217,6 +217,15 @@ def test_an_index_of_another_encoder_is_embedded_again_with_the_rows_of_adapters
             open_index(refused, prompt_version())
         with pytest.raises(IndexMismatch, match=r"has encoder another.*--rebuild"):
             embed_corpora(refused)
+    drawn = graph.model_copy(update={"index": graph.index.model_copy(update={"forms": ("instruction", "bare")})})
+    plain = index.manifest()
+    with index.changing():
+        index.publish(replace(plain, prompts=open_for_writing(drawn, prompt_version()).prompts))
+    with pytest.raises(IndexMismatch, match=r"its tasks stale are not named.*without --tasks"):
+        embed_corpora(drawn, rebuild=True)
+    with index.changing():
+        index.publish(plain)
+
     every_task = graph.tasks.model_copy(update={"names": None, "rows_per_task": 5})
     report = embed_corpora(graph.model_copy(update={"tasks": every_task}), rebuild=True)
     assert report.added == {"seas": 2}

@@ -4,13 +4,15 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from lorafleet.config import Tasks
 from lorafleet.errors import TaskError, TooManyBadRows
-from lorafleet.tasks import load_catalogue, load_corpus
+from lorafleet.tasks import Task, load_catalogue, load_corpus
+from lorafleet.tasks.task import BadRowError, OptionList
 
 FAMILIES = {
     "commonsense": {"commonsense_qa", "piqa", "copa", "cosmos_qa", "hellaswag", "story_cloze"},
@@ -154,6 +156,30 @@ def test_damaged_rows_are_counted_with_file_and_line_and_stop_the_job_beyond_the
         load_corpus(task, "train", settings.model_copy(update={"bad_row_limit": 2}))
 
 
+def test_a_text_or_a_number_is_one_answer_and_no_list_of_options():
+    declared = {"name": "own", "family": "mine", "files": {"train": "x"}, "instruction": "Say it.", "text": "{q}"}
+    free = Task(**declared, answers="a")
+    for value, answers in ((1912, ("1912",)), ("in 1912", ("in 1912",)), (["1912", 1913], ("1912", "1913"))):
+        assert free.render({"q": "When?", "a": value}).answers == answers
+    assert free.render({"q": "When?", "a": np.array(["1912"])}).answers == ("1912",)
+    with pytest.raises(BadRowError, match=r"^a is .*, neither an answer nor a list of them$"):
+        free.render({"q": "When?", "a": {"text": ["1912"]}})
+
+    choice = Task(**declared, options=OptionList(list="o"), label="l")
+    for value in (["no", "yes"], ("no", "yes"), np.array(["no", "yes"])):
+        assert choice.render({"q": "Is it?", "o": value, "l": 1}).options == ("no", "yes")
+    for value in ("['no', 'yes']", 12, {"no": 0, "yes": 1}):
+        with pytest.raises(BadRowError, match=r"^o is .*, not a list$"):
+            choice.render({"q": "Is it?", "o": value, "l": 1})
+
+
+@pytest.mark.parametrize("text", ["{q:.2f}", "{q.words}", "{q!z}"])
+def test_a_row_that_the_text_cannot_be_filled_in_with_is_a_bad_one(text):
+    task = Task(name="own", family="mine", files={"train": "x"}, instruction="Say it.", text=text, answers="a")
+    with pytest.raises(BadRowError, match=r"^text cannot be filled in: "):
+        task.render({"q": "1.5", "a": "yes"})
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -161,6 +187,8 @@ def test_damaged_rows_are_counted_with_file_and_line_and_stop_the_job_beyond_the
         (("label: colour", "lable: colour"), "colour.lable"),
         (("files: {train: rows.csv}", "hub: some/set"), "name at least one split"),
         (("options: [red, green, blue]", "options: [red]"), "at least two"),
+        (("{thing}", "{thing"), r"colour\.text = 'Thing: \{thing': .*a brace that is meant as text is written twice"),
+        (("{thing}", "thing}"), r"colour\.text = 'Thing: thing\}': .*a brace that is meant as text is written twice"),
     ],
 )
 def test_a_wrong_declaration_is_refused_with_its_path(tmp_path, change, said):

@@ -15,6 +15,7 @@ from tiny_language_model import BOS, EOS, tiny_model, tiny_tokenizer, write_tiny
 
 from lorafleet.config import load_settings
 from lorafleet.errors import TrainingError
+from lorafleet.prompts import encode_answer
 from lorafleet.tasks import Example, load_catalogue, load_corpus
 from lorafleet.training import adapter_name, choose_backend, is_current, read_card, train_adapter
 from lorafleet.training.attention import without_masks
@@ -74,6 +75,19 @@ def test_a_long_row_loses_the_middle_of_its_prompt_and_none_of_its_answer():
     text = tiny_tokenizer().decode([*row.prompt, *row.answer])
     assert text.startswith("<s>HEAD")
     assert text.endswith("TAIL the answer</s>")
+
+
+@pytest.mark.parametrize("prompt", ["ดาวพุธอยู่ใกล้ดวงอาทิตย์ที่สุด\nAnswer:", "水星离太阳最近\nAnswer:"])
+def test_a_prompt_of_more_tokens_than_characters_is_cut_by_max_tokens_alone(prompt):
+    tokenizer, bytes_of = tiny_tokenizer(), len(prompt.encode())
+    assert bytes_of > len(prompt) + 1
+    whole = len(encode_answer(tokenizer, "yes")) + len([BOS, EOS]) + bytes_of
+    (row,) = encode_examples(tokenizer, EOS, [Example("t", "k", prompt, ("yes",))], whole)
+    assert not row.cut
+    assert tokenizer.decode(row.prompt) == f"<s>{prompt}"
+    (row,) = encode_examples(tokenizer, EOS, [Example("t", "k", prompt, ("yes",))], whole - 1)
+    assert row.cut
+    assert len(row) == whole - 1
 
 
 def test_padding_and_few_logits_do_not_change_the_loss():
