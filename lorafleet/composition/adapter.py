@@ -42,6 +42,12 @@ class LowRank:
         """The same on another device; from pinned memory without waiting for it."""
         return LowRank(self.a.to(device, non_blocking=True), self.b.to(device, non_blocking=True), self.scale)
 
+    def first(self, ranks: int) -> "LowRank":
+        """At most so many of its ranks; where it has more, in memory of their own, and the rest can go."""
+        if self.rank <= ranks:
+            return self
+        return LowRank(self.a[:ranks].clone(), self.b[:, :ranks].clone(), self.scale)
+
 
 @dataclass(frozen=True)
 class Adapter:

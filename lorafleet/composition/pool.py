@@ -247,7 +247,7 @@ class AdapterPool:
     def _bring_in(self, parts: Sequence[Part]) -> None:
         """Prepare slots that come out of one preparation, and write them into pages."""
         prepared, sources = parts[0].slot.prepared, parts[0].sources
-        method = METHODS.get(prepared.kind)
+        method, rank = METHODS.get(prepared.kind), parts[0].rank
         layers: dict[str, dict[str, LowRank]] = {part.slot.adapter: {} for part in parts}
         for modules in _batches([kept.adapter for kept in sources.values()]):
             present: Mapping[str, Mapping[str, LowRank]] = {
@@ -262,9 +262,9 @@ class AdapterPool:
                 present = method.prepare(prepared, present)
             for module, of_layer in present.items():
                 for name in layers.keys() & of_layer.keys():
-                    layers[name][module] = of_layer[name]
+                    layers[name][module] = of_layer[name].first(rank)
         for part in parts:
-            self._resident[part.key] = _Resident(self.pages.put(layers[part.slot.adapter], part.rank))
+            self._resident[part.key] = _Resident(self.pages.put(layers[part.slot.adapter], rank))
         with self._lock:
             # A recipe may be older than the removal of its adapters, and the sweep that followed.
             self._gone.update(kept.number for name, kept in sources.items() if self._adapters.get(name) is not kept)

@@ -31,10 +31,11 @@ class Contents:
     coefficients: np.ndarray
 
 
-def contents(runs: Sequence[Run], pages: Pages, block: int, blocks: int | None = None) -> Contents:
+def contents(runs: Sequence[Run], pages: Pages, positions: int, block: int, blocks: int | None = None) -> Contents:
     """The entries of every block: the pages that any of its tokens reads, by position and then by page.
 
     Args:
+        positions: those of the table; the pages' own may rise meanwhile, when another thread adds a wider adapter.
         block: the most tokens of a block.
         blocks: how many blocks the table has, where it is more than the tokens fill.
     """
@@ -54,8 +55,8 @@ def contents(runs: Sequence[Run], pages: Pages, block: int, blocks: int | None =
     reads = np.asarray(by_block.any(axis=(1, 2)))
     entry_block, place = np.nonzero(reads[:, order])
     place = order[place]
-    groups = entry_block * pages.positions + pages.position[used[place]]
-    starts = np.asarray(np.searchsorted(groups, np.arange(total * pages.positions + 1)))
+    groups = entry_block * positions + pages.position[used[place]]
+    starts = np.asarray(np.searchsorted(groups, np.arange(total * positions + 1)))
     return Contents(
         np.pad(bounds, (0, total + 1 - len(bounds)), mode="edge").astype(np.int32),
         used[place].astype(np.int32),
@@ -87,24 +88,25 @@ def _bounds(counts: np.ndarray, block: int) -> np.ndarray:
 
 def make_table(runs: Sequence[Run], pages: Pages, block: int) -> BlockTable:
     """A table for one pass."""
-    found = contents(runs, pages, block)
-    table = empty_table(block, len(found.sums), max(len(found.entry_page), 1), pages)
+    positions = pages.positions
+    found = contents(runs, pages, positions, block)
+    table = empty_table(block, len(found.sums), max(len(found.entry_page), 1), positions, pages.device)
     fill(table, found)
     return table
 
 
-def empty_table(block: int, blocks: int, capacity: int, pages: Pages) -> BlockTable:
+def empty_table(block: int, blocks: int, capacity: int, positions: int, device: torch.device) -> BlockTable:
     """A table whose tensors stay where they are: a CUDA graph may capture them, and `fill` change what they hold."""
 
     def make(dtype: torch.dtype, *shape: int) -> torch.Tensor:
-        return torch.zeros(shape, device=pages.device, dtype=dtype)
+        return torch.zeros(shape, device=device, dtype=dtype)
 
     return BlockTable(
         block,
-        pages.positions,
+        positions,
         make(torch.int32, blocks + 1),
         make(torch.int32, capacity),
-        make(torch.int32, blocks * pages.positions + 1),
+        make(torch.int32, blocks * positions + 1),
         make(torch.int32, blocks),
         *(make(torch.float32, capacity, block) for _ in range(3)),
     )

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lorafleet.composition import AdapterPool, ComposedModel, Composition, Lease
+from lorafleet.engine.base_models import check_layers, hold_rotation
 from lorafleet.engine.cache import KeyValueCache
 from lorafleet.engine.loop import Loop
 from lorafleet.engine.requests import Generation, GenerationRequest, OptionScore, Piece, ScoreRequest
@@ -56,6 +57,9 @@ class Engine:
         gpu_share: of the GPU's whole memory this engine's, where several processes share it.
         niceness: added to that of the engine's thread; on CPUs, those who compute a little beside it then need not wait.
         remembered: of how many prompts, and of how many options, the tokens are kept, for who asks the same again and again.
+
+    Raises:
+        ModelError: the model has layers that the engine cannot compute, or no sequence of that length can be computed.
     """
 
     def __init__(
@@ -75,6 +79,8 @@ class Engine:
         niceness: int = 0,
         remembered: int = 0,
     ) -> None:
+        check_layers(model)
+        hold_rotation(model, longest)
         self._tokenizer, self._niceness = tokenizer, niceness
         self._max_prompt_tokens, self._rows, self._waiting = min(max_prompt_tokens, longest - 1), rows, waiting
         self._prompt_tokens = lru_cache(remembered)(lambda prompt: tuple(encode_prompt(tokenizer, prompt, sys.maxsize)))

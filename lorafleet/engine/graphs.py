@@ -93,7 +93,8 @@ class DecodeGraphs:
 
     def _fill(self, step: _Step, table: BlockTable, leases: list[Lease | None]) -> bool:
         if step.leases != leases:
-            found = contents([Run(lease, 1) for lease in leases], self._composed.pool.pages, table.block, table.blocks)
+            runs = [Run(lease, 1) for lease in leases]
+            found = contents(runs, self._composed.pool.pages, table.positions, table.block, table.blocks)
             if len(found.entry_page) > table.capacity:
                 return False
             fill(table, found)
@@ -127,7 +128,7 @@ class DecodeGraphs:
             inputs,
             torch.zeros(4, rows, dtype=torch.int32).pin_memory(),
             torch.zeros(rows, self._cache.widest, dtype=torch.int32, device=device),
-            empty_table(block, blocks, capacity, pages) if composed else None,
+            empty_table(block, blocks, capacity, pages.positions, device) if composed else None,
         )
         step.graph, step.logits = capture(lambda: self._forward(step), self._memory, device)
         return step

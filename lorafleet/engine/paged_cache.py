@@ -87,7 +87,10 @@ class PagedCache:
         slots = [slots_of(segment.room, np.arange(segment.past, segment.past + len(segment.tokens))) for segment in segments]
         branches = None
         if any(segment.options for segment in segments):
-            shared = [np.full(len(segment.tokens), segment.shared if segment.options else 0) for segment in segments]
+            # The prompt's own tokens share nothing: they see the keys before them as they lie, and have windows over those.
+            shared = [
+                np.repeat([0, segment.shared], [segment.shared - segment.past, sum(segment.options)]) for segment in segments
+            ]
             branch = [np.array(segment.branches()) for segment in segments]
             branches = Branches(self._on_device(np.concatenate(shared)), self._on_device(np.concatenate(branch)))
         return PagedAttention(

@@ -86,7 +86,7 @@ class PromptGraphs:
         runs = [Run(segment.lease, len(segment.tokens)) for segment in segments]
         if block_count(runs, table.block) > table.blocks:
             return False
-        found = contents(runs, self._composed.pool.pages, table.block, table.blocks)
+        found = contents(runs, self._composed.pool.pages, table.positions, table.block, table.blocks)
         if len(found.entry_page) > table.capacity:
             return False
         fill(table, found)
@@ -126,7 +126,7 @@ class PromptGraphs:
         return self._passes[size, composed]
 
     def _captured(self, size: int, composed: bool) -> _Pass:
-        cache, device = self._cache, self._cache.device
+        cache, device, positions = self._cache, self._cache.device, self._composed.pool.pages.positions
         block = block_for(size)
         blocks = -(-size // block) + SPARE_BLOCKS
 
@@ -138,7 +138,7 @@ class PromptGraphs:
             zeros(WANTED),
             zeros(4, -(-size // cache.block_tokens) + PASS_PROMPTS),
             zeros(PASS_PROMPTS, cache.widest),
-            empty_table(block, blocks, ENTRIES_PER_BLOCK * blocks, self._composed.pool.pages) if composed else None,
+            empty_table(block, blocks, ENTRIES_PER_BLOCK * blocks, positions, device) if composed else None,
         )
         made.inputs[2] = -1
         made.graph, made.logits = capture(lambda: self._forward(made), self._memory, device)

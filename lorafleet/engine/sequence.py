@@ -53,7 +53,10 @@ class Sequence:
 
     def __post_init__(self) -> None:
         request = self.request
-        self.draw = Draw(request.temperature, request.top_p, random.Random(request.seed))
+        seed = request.seed
+        # Of a number, Random leaves out the sign.
+        source = random.Random(str(seed) if seed is not None and seed < 0 else seed)
+        self.draw = Draw(request.temperature, request.top_p, source)
 
     @property
     def reserved(self) -> int:

@@ -25,6 +25,7 @@ class SlottedCache:
     def __init__(self, slots: int, longest: int, device: torch.device) -> None:
         self._longest, self._slots, self._device = longest, slots, device
         self._free = list(range(slots))
+        self._reserved = [0] * slots
         self._span = min(SMALLEST_SPAN, longest)
         self._keys: dict[int, torch.Tensor] = {}
         self._values: dict[int, torch.Tensor] = {}
@@ -48,13 +49,15 @@ class SlottedCache:
             return None
         while self._span < tokens:
             self._span = min(2 * self._span, self._longest)
-        return heapq.heappop(self._free)
+        slot = heapq.heappop(self._free)
+        self._reserved[slot] = tokens
+        return slot
 
     def release(self, room: int) -> None:
         """Free a slot. What lies in it is masked for the next one, and so has to be numbers: NaN is NaN under a mask too."""
         if room != NOWHERE:
             for kept in (*self._keys.values(), *self._values.values()):
-                kept[room].zero_()
+                kept[room, :, : self._reserved[room]].zero_()
             heapq.heappush(self._free, room)
 
     def prefill(self, segments: Sequence[Segment[int]]) -> Attention:

@@ -207,6 +207,23 @@ def test_what_is_larger_than_the_pool_is_refused_with_the_numbers():
     lease(pool, Composition("svd", {"a": 0.5, "wide": 0.5}))
 
 
+def test_of_a_decomposed_sum_only_the_ranks_that_are_used_are_kept(monkeypatch):
+    pool = filled_pool(pages=50)
+    put, found = pool.pages.put, {}
+
+    def put_and_note(layers, rank):
+        found.update(layers)
+        return put(layers, rank)
+
+    monkeypatch.setattr(pool.pages, "put", put_and_note)
+    lease(pool, Composition("svd", dict.fromkeys("abcdef", 0.5)))
+    plain = pool["a"].layers
+    assert found.keys() == plain.keys()
+    for module, layer in found.items():
+        for half, as_loaded in ((layer.a, plain[module].a), (layer.b, plain[module].b)):
+            assert (half.shape, half.untyped_storage().nbytes()) == (as_loaded.shape, as_loaded.nbytes)
+
+
 def test_every_weight_has_its_coefficients():
     """PEFT leaves out the adapters that a short list of weights has no weight for; here a weight belongs to a name."""
     pool = filled_pool(pages=8)

@@ -70,11 +70,24 @@ def test_kernels_add_what_the_plain_products_add(pool, tokens):
 def test_a_table_is_filled_again_with_fewer_rows(pool):
     """As a captured step is: what the table held before is not read."""
     rows = leases(pool, 20)
-    table = empty_table(16, 2, 40, pool.pages)
+    table = empty_table(16, 2, 40, pool.pages.positions, DEVICE)
     for count in (20, 3, 17):
         runs = [Run(lease, 1) for lease in rows[:count]]
-        fill(table, contents(runs, pool.pages, 16, blocks=2))
+        fill(table, contents(runs, pool.pages, table.positions, 16, blocks=2))
         check(pool, runs, table, count)
+
+
+def test_a_table_is_filled_after_a_wider_adapter_has_come():
+    """Another thread adds it while a pass that knows nothing of it is made ready."""
+    pool = AdapterPool(GROUPS, DEVICE, torch.float32, pages=24, page_rank=16)
+    pool.add(adapter("thin", 8, 9))
+    table = empty_table(16, 1, 24, pool.pages.positions, DEVICE)
+    pool.add(adapter("wide", 40, 0))
+    assert (table.positions, pool.pages.positions) == (1, 3)
+    lease = pool.lease(pool.recipe(Composition("cat", {"thin": 0.7})))
+    runs = [Run(lease, 1)] * 5
+    fill(table, contents(runs, pool.pages, table.positions, 16))
+    check(pool, runs, table, 5)
 
 
 def check(pool, runs, table, tokens):

@@ -3,12 +3,14 @@
 import random
 
 import pytest
+import torch
 from engine.conftest import holds_nothing
 from engine.families import FAMILIES, NEVER, SHAPE, build, random_adapter
 from engine.listening import PATIENCE, Listener
 
 from lorafleet.composition import METHODS, Composition
 from lorafleet.engine import GenerationRequest, ScoreRequest
+from lorafleet.engine.slotted_cache import SlottedCache
 from lorafleet.errors import RequestError
 
 ROWS, LONGEST = 3, 200
@@ -54,6 +56,20 @@ def test_a_slot_shows_nothing_of_who_had_it_before(make_engine, family):
     (fresh,) = engine.generate([request])
     engine.generate([GenerationRequest("y" * 150, max_tokens=40)])
     assert engine.generate([request])[0].tokens == fresh.tokens
+
+
+def test_a_slot_is_cleared_as_far_as_it_was_reserved():
+    """To clear all of a long slot behind every short answer would cost more than the answer."""
+    cache = SlottedCache(2, LONGEST, torch.device("cpu"))
+    slots = [cache.reserve(tokens) for tokens in (20, 30)]
+    keys, values = cache.layer(0, torch.empty(1, 2, 0, 8))
+    for kept in (keys, values):
+        kept.fill_(float("nan"))
+    cache.release(slots[1])
+    for kept in (keys, values):
+        assert not kept[1, :, :30].any()
+        assert kept[1, :, 30:].isnan().all()
+        assert kept[0].isnan().all()
 
 
 def test_memory_does_not_grow_with_the_number_of_compositions(make_engine):

@@ -8,6 +8,7 @@ from interpreted import DEVICE
 pytest.importorskip("triton", reason="triton is not installed")
 
 from lorafleet.composition import ComposedModel
+from lorafleet.engine.attention import Manner
 from lorafleet.engine.paged_cache import PagedCache
 from lorafleet.engine.runner import Runner
 from lorafleet.engine.segments import Segment
@@ -64,6 +65,31 @@ def test_pages_give_the_logits_of_slots():
     with torch.inference_mode():
         for paged, slotted in zip(logits(paged=True), logits(paged=False), strict=True):
             torch.testing.assert_close(paged, slotted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("past", [0, 5])
+@pytest.mark.parametrize("window", [8, 16])
+def test_windows_over_a_prompt_with_options_are_those_of_slots(window, past):
+    """A prompt of 12 tokens and two options, beside a prompt without any: every token sees the same keys."""
+    draws = torch.Generator().manual_seed(7)
+    prompt, options = 12, (3, 2)
+    tokens = prompt - past + sum(options)
+    query = torch.randn(1, 4, prompt + sum(options) + 20, 8, generator=draws)
+    key, value = torch.randn(2, 1, 2, query.shape[2], 8, generator=draws)
+    found = []
+    for cache in (PagedCache(tiny_llama().config, 2**20, LONGEST, DEVICE, torch.float32), SlottedCache(4, LONGEST, DEVICE)):
+        rooms = [cache.reserve(40), cache.reserve(20)]
+        scored = Segment([0] * tokens, past, rooms[0], None, [], options)
+        plain = Segment([0] * 20, 0, rooms[1], None, [])
+        passes = [[Segment([0] * past, 0, rooms[0], None, [])]] if past else []
+        start, outputs = 0, []
+        for segments in (*passes, [scored, plain]):
+            part = slice(start, start + sum(len(segment.tokens) for segment in segments))
+            halves = (tensor[:, :, part].to(DEVICE) for tensor in (query, key, value))
+            outputs.append(cache.prefill(segments).attend(0, *halves, Manner(8**-0.5, window)))
+            start = part.stop
+        found.append(torch.cat(outputs, dim=1))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 def test_pages_run_out_and_come_back():

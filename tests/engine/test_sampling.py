@@ -108,6 +108,14 @@ def test_a_seed_repeats_its_answer_in_a_batch_that_changes(make_engine):
     assert len(different) == 5
 
 
+def test_a_seed_and_its_negative_draw_differently(make_engine):
+    engine = make_engine()
+    asked = [GenerationRequest("any", max_tokens=20, temperature=1.5, seed=seed) for seed in (-2, -1, 0, 1, 2)]
+    answers = [answer.tokens for answer in engine.generate(asked)]
+    assert len(set(answers)) == 5
+    assert [answer.tokens for answer in engine.generate(asked)] == answers
+
+
 def test_without_a_seed_draws_differ(make_engine):
     engine = make_engine()
     request = GenerationRequest("any", max_tokens=20, temperature=1.5)

@@ -29,13 +29,16 @@ class Svd(Method):
         return {Slot("", Prepared("svd", weights, names)): Mixing(direct=1.0)}
 
     def prepare(self, prepared: Prepared, layers: Layers) -> ChangedLayers:
-        """U sqrt(S) and sqrt(S) V of the sum, the largest values first; the pages take the first of them."""
+        """U sqrt(S) and sqrt(S) V of the sum, the largest values first; the pool takes the first of them."""
         weights = dict(zip(prepared.members, cast(tuple[float, ...], prepared.settings), strict=True))
         found: ChangedLayers = {}
         for modules in of_one_shape(layers):
             halves = [_side_by_side(layers[module], weights) for module in modules]
             a, b = decompose(torch.stack([a for a, _ in halves]), torch.stack([b for _, b in halves]))
-            found |= {module: {"": LowRank(a[place], b[place], 1.0)} for place, module in enumerate(modules)}
+            found |= {
+                module: {"": LowRank(a_root, b_root, 1.0)}
+                for module, a_root, b_root in zip(modules, a.float(), b.float(), strict=True)
+            }
         return found
 
 
