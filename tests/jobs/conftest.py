@@ -19,7 +19,14 @@ def base(tmp_path_factory):
 @pytest.fixture
 def make_settings(base, tmp_path):
     def make(tasks, steps=3, **training):
-        recipe = {"rank": 4, "max_steps": steps, "learning_rate": 0.02, "warmup_steps": 1, "max_tokens": 96}
+        recipe = {
+            "rank": 4,
+            "max_steps": steps,
+            "learning_rate": 0.02,
+            "warmup_steps": 1,
+            "max_tokens": 96,
+            "dtype": "float32",
+        }
         return load_settings(
             state=tmp_path / "state",
             models={"base": str(base), "device": "cpu"},

@@ -179,8 +179,12 @@ def test_errors_are_the_clients_exceptions_also_where_a_stream_was_asked_for(cli
         with pytest.raises(openai.BadRequestError) as wrong:
             client.completions.create(model="base", prompt="x", max_tokens=65, stream=stream)
         assert wrong.value.param == "max_tokens"
-        with pytest.raises(openai.RateLimitError) as full:
+        with pytest.raises(openai.BadRequestError, match="1024 answers") as never:
             client.completions.create(model="base", prompt=["x"] * 64, n=16, max_tokens=64, stream=stream)
+        assert never.value.param == "n"
+        many = {"model": "base", "prompt": ["x"] * 64, "n": 4, "max_tokens": 64}
+        with client.completions.create(**many, stream=True), pytest.raises(openai.RateLimitError) as full:
+            client.completions.create(**many, stream=stream)
         assert int(full.value.response.headers["Retry-After"]) >= 1
         assert full.value.code == "overloaded"
 

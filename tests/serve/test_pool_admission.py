@@ -135,7 +135,12 @@ def test_one_that_is_in_order_is_taken_and_another_pool_knows_it(with_pool, sett
         ({"rows": [""]}, 400, "rows.0", "empty"),
         ({"rows": ["a", {"txt": "a"}]}, 400, "rows.1", "text"),
         ({"task": "copa", "rows": [{"premise": "a"}]}, 400, "rows.0", "missing"),
-        ({"task": "squad", "rows": [{"context": "a", "question": "b", "answers": {"text": 5}}]}, 400, "rows.0", "squad"),
+        (
+            {"task": "squad", "rows": [{"context": "a", "question": "b", "answers": {"text": {"a": 5}}}]},
+            400,
+            "rows.0",
+            "squad",
+        ),
         ({"rows": ["\ud800"]}, 400, "rows.0", "surrogate"),
         ({"rows": ["a"] * 6}, 400, "rows", "more than 5"),
         ({"corpus": "{root}/rows.jsonl"}, 400, "corpus", "nothing is there"),
