@@ -139,7 +139,7 @@ def test_one_that_is_in_order_is_taken_and_another_pool_knows_it(with_pool, sett
             {"task": "squad", "rows": [{"context": "a", "question": "b", "answers": {"text": {"a": 5}}}]},
             400,
             "rows.0",
-            "squad",
+            "neither an answer",
         ),
         ({"rows": ["\ud800"]}, 400, "rows.0", "surrogate"),
         ({"rows": ["a"] * 6}, 400, "rows", "more than 5"),
