@@ -51,20 +51,6 @@ MOST_WEIGHT = 100.0
 LEAST_DENSITY = 0.001
 
 
-class Body(BaseModel):
-    """What a request brings along; all its texts are whole."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _whole(cls, body: object) -> object:
-        broken = broken_text(body)
-        if broken is not None:
-            raise ApiError.bad_request(
-                f"{broken or 'the body'} holds half of a surrogate pair. Send whole characters", broken
-            )
-        return body
-
-
 def broken_text(value: object, field: str = "") -> str | None:
     """The field of the first text that cannot be written as UTF-8; None where all can be.
 
@@ -78,7 +64,8 @@ def broken_text(value: object, field: str = "") -> str | None:
                 return field
             parts = ((f"{field}.{name}" if field else str(name), part) for name, part in value.items())
         case list():
-            parts = ((field, part) for part in value)
+            # Token ids may be a hundred thousand.
+            parts = ((field, part) for part in value if not isinstance(part, int))
         case _:
             return None
     return next((found for name, part in parts if (found := broken_text(part, name)) is not None), None)
@@ -92,7 +79,7 @@ def _encodes(text: str) -> bool:
     return True
 
 
-class Retrieval(Body):
+class Retrieval(BaseModel):
     """How weights are found: `top_k` neighbours and a weigher, each with settings of its own.
 
     `nucleus` has `p`; all others have `k` (how many adapters they keep), `softmax` and `prototypes` also `temperature`,
@@ -156,7 +143,7 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = None
 
 
-class _Request(Body):
+class _Request(BaseModel):
     """What both kinds of completion share."""
 
     model_config = ConfigDict(extra="allow")
@@ -171,6 +158,16 @@ class _Request(Body):
     seed: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole(cls, body: object) -> object:
+        broken = broken_text(body)
+        if broken is not None:
+            raise ApiError.bad_request(
+                f"{broken or 'the body'} holds half of a surrogate pair. Send whole characters", broken
+            )
+        return body
 
     @model_validator(mode="after")
     def _supported(self) -> "_Request":
@@ -548,7 +545,7 @@ Location = Annotated[str, Field(min_length=1, max_length=4096)]
 AdapterState = Literal["ready", "loading", "removing"]
 
 
-class AdapterRequest(Body):
+class AdapterRequest(BaseModel):
     """POST /v1/adapters: a PEFT folder and its corpus; without rows it is found by its name alone, or by its task's rows.
 
     `source` and `corpus` are paths or file:// URIs below one of serving.adapter_roots. A row is a text, an object with a

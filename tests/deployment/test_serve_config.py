@@ -9,6 +9,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from lorafleet.config import load_settings
 from serve.app import assemble
+from serve.generator import Generator
 
 CONFIGS = {"laptop": laptop, "kubernetes": kubernetes}
 STRICT = closed(ServeDeploySchema.model_json_schema())
@@ -55,6 +56,14 @@ def test_a_limit_that_is_not_the_settings_is_found():
     config = laptop()
     said(config)["Generator"]["autoscaling_config"]["max_replicas"] = 2
     assert disagreements(config) == ["Generator.autoscaling_config.max_replicas is 2, by the settings 1"]
+
+
+def test_what_a_user_config_does_not_say_stays_as_the_settings_have_it():
+    generator = object.__new__(Generator.func_or_class)
+    generator._settings = load_settings(composing={"method": "cat", "density": 0.5, "majority_sign": "total"})
+    generator.reconfigure({"method": "ties"})
+    composing = generator._settings.composing
+    assert (composing.method, composing.density, composing.majority_sign) == ("ties", 0.5, "total")
 
 
 def test_the_configs_differ_in_where_they_run_alone():
