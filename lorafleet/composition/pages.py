@@ -123,9 +123,18 @@ class Pages:
                 root = math.sqrt(layer.scale)
                 a, b = layer.a[taken].float() * root, layer.b[:, taken].T.float() * root
                 ranks = a.shape[0]
-                a_page[:ranks], b_page[:ranks] = a, b
+                a_page[:ranks], b_page[:ranks] = self._in_range(a), self._in_range(b)
             a_page[ranks:] = 0
             b_page[ranks:] = 0
+
+    def _in_range(self, values: torch.Tensor) -> torch.Tensor:
+        """Bound float32 values by what the pages' dtype can hold.
+
+        A page is multiplied with 0 for tokens of other adapters, and 0 times infinity is NaN. The adapter's own rows
+        still overflow, and fail by themselves.
+        """
+        most = torch.finfo(self.dtype).max
+        return values.nan_to_num(nan=most).clamp(-most, most)
 
     def _made(self, group: LayerGroup) -> PageTensors:
         def zeros(*shape: int) -> torch.Tensor:

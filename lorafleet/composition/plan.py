@@ -32,6 +32,7 @@ class Block:
         tokens: from and to, among those of the pass.
         pages: a slice, or int64 [n] on the device where they do not lie together.
         direct, gather, spread: [n, tokens], None where no row uses it.
+        unused: bool [n, tokens], the pages that a token takes nothing of; None where every token takes of every page.
         places: [n, positions], one-hot: the position of each page in its adapter; None where all are the first.
     """
 
@@ -40,6 +41,7 @@ class Block:
     direct: torch.Tensor | None
     gather: torch.Tensor | None
     spread: torch.Tensor | None
+    unused: torch.Tensor | None
     places: torch.Tensor | None
 
 
@@ -80,7 +82,9 @@ def _close(blocks: list[Block], runs: list[Run], start: int, pages: Pages, waste
             torch.from_numpy(table).T.contiguous().to(pages.device, pages.dtype) if table.any() else None
             for table in coefficients
         )
-        blocks.append(Block(slice(start, end), read, direct, gather, spread, _places(pages, chosen)))
+        unused = ~coefficients[:2].any(axis=0).T
+        mask = torch.from_numpy(np.ascontiguousarray(unused)).to(pages.device) if unused.any() else None
+        blocks.append(Block(slice(start, end), read, direct, gather, spread, mask, _places(pages, chosen)))
     runs.clear()
     return end
 

@@ -21,6 +21,9 @@ def add_composed_(y: torch.Tensor, x: torch.Tensor, group: LayerGroup, tensors: 
         a, b = tensors.a[block.pages], tensors.b[block.pages]
         pages, modules = a.shape[0], len(group.modules)
         down = (a.flatten(0, 1) @ x[block.tokens].T).view(pages, modules, b.shape[1], -1)
+        if block.unused is not None:
+            # A coefficient of 0 would not do: a product that overflowed in a neighbour's adapter times 0 is NaN.
+            down.masked_fill_(block.unused[:, None, None], 0)
         mixed = _mixed(down, block)
         for place in range(modules):
             columns = slice(group.starts[place], group.starts[place + 1])

@@ -1,5 +1,6 @@
 """Continuous batching: who computes next. Requests join and leave between passes."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -9,13 +10,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from lorafleet.composition import AdapterPool
+from lorafleet.composition import AdapterPool, Recipe
 from lorafleet.engine.cache import KeyValueCache
 from lorafleet.engine.requests import TokenChoice
 from lorafleet.engine.runner import Runner
 from lorafleet.engine.sampling import Choosing, Chosen, choose, tell
 from lorafleet.engine.segments import PASS_PROMPTS, Segment
 from lorafleet.engine.sequence import Scoring, Sequence
+from lorafleet.errors import CompositionError, LoRAFleetError, ModelError
 
 Under = TypeVar("Under")
 
@@ -229,11 +231,17 @@ class Loop:
 
     def _add(self, rows: list[Sequence], chosen: Chosen) -> None:
         for place, sequence in enumerate(rows):
-            sequence.add(_choice(chosen, place, sequence), self._end_token)
+            choice = _choice(chosen, place, sequence)
+            if math.isfinite(choice.log_probability):
+                sequence.add(choice, self._end_token)
+            else:
+                self._fail([sequence], self._overflow(sequence.recipe))
 
     def _tell_or_fail(self, sequence: Sequence, telling: Choosing) -> None:
         try:
             told = telling.read()
+            if not all(map(math.isfinite, told.log_probabilities)):
+                raise self._overflow(sequence.recipe)
             sequence.told += [_choice(told, place, sequence) for place in range(len(told.tokens))]
         except Exception as error:
             self._fail([sequence], error)
@@ -252,9 +260,21 @@ class Loop:
             there = logits[start : start + len(scoring.tokens) - len(scoring.prompt) + 1]
             start += len(there)
             found = there[places, ids] - there.logsumexp(dim=-1)[places]
-            totals = found.new_zeros(len(scoring.options)).index_add(0, owners, found)
+            totals = found.new_zeros(len(scoring.options)).index_add(0, owners, found).tolist()
             self._let_go(scoring)
-            _settle(scoring.future, scoring.scores(totals.tolist()))
+            finite = all(map(math.isfinite, totals))
+            _settle(scoring.future, scoring.scores(totals) if finite else self._overflow(scoring.recipe))
+
+    def _overflow(self, recipe: Recipe) -> LoRAFleetError:
+        """Why a row has no finite logits: its own adapters, or the base model, overflow in the engine's dtype."""
+        dtype = str(self._pool.pages.dtype).removeprefix("torch.")
+        if recipe.composition.is_base:
+            return ModelError(f"the base model overflows in {dtype}", "Compute in bfloat16 or float32 (models.dtype)")
+        names = ", ".join(recipe.composition.weights)
+        return CompositionError(
+            f"weights of {names} overflow in {dtype}",
+            "Give smaller weights, or compute in bfloat16 or float32 (models.dtype)",
+        )
 
     def _fail(self, items: Iterable[Sequence | Scoring], error: Exception) -> None:
         for item in items:

@@ -155,6 +155,23 @@ def test_every_token_gets_its_own_composition(name, kinds):
     assert error(found.double().cpu() - base, expected(case) - base) < TOLERANCE[case.x.dtype]
 
 
+# NumPy, which computes for the interpreter, warns of what overflows.
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("kinds", ["cat", "cat linear none"])
+@pytest.mark.parametrize("name", CASES)
+def test_a_token_whose_products_overflow_changes_no_other_token(name, kinds):
+    settings, block = CASES[name]
+    case = random_case(seed=len(name), kinds=kinds, **settings)
+    table = block_table(case.shares, block, settings.get("widest", 1))
+    wanted = composed(case, table)
+    doomed = len(case.shares) // 2
+    case.x[doomed] = torch.finfo(case.x.dtype).max
+    found = composed(case, table)
+    others = [token for token in range(len(case.shares)) if token != doomed]
+    assert torch.equal(found[others], wanted[others])
+    assert not case.shares[doomed] or not found[doomed].isfinite().all()
+
+
 def test_blocks_may_begin_where_prompts_begin():
     case = random_case(3, tokens=61, rank=16, outputs=(32, 16), inputs=32, widest=2)
     found = composed(case, block_table(case.shares, 32, 2, starts=(0, 1, 40, 41)))

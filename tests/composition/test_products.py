@@ -123,7 +123,7 @@ def test_a_block_made_by_hand(lone_group, filled, pages, direct, gathered, place
     tokens, numbers = slice(3, 8), list(range(2, 6)) if isinstance(pages, slice) else pages.tolist()
     tables = [normal(4, 5, draws=draws) if given else None for given in (direct, gathered, gathered)]
     one_hot = None if places is None else torch.eye(2)[places]
-    plan = Plan(10, (Block(tokens, pages, *tables, one_hot),))
+    plan = Plan(10, (Block(tokens, pages, *tables, None, one_hot),))
     x, y = normal(10, lone_group.inputs, draws=draws), normal(10, lone_group.starts[-1], draws=draws)
     position = dict(zip(numbers, places or [0] * 4, strict=True))
     filled_in = torch.stack([torch.zeros(4, 5) if table is None else table for table in tables], dim=2).transpose(0, 1)
