@@ -165,12 +165,17 @@ class Fleet:
 
 
 def load_engine(
-    settings: Settings, roster: Roster, niceness: int = 0, gpu_share: float = 1.0, remembered: int = 0
+    settings: Settings,
+    roster: Roster,
+    niceness: int = 0,
+    gpu_share: float = 1.0,
+    remembered: int = 0,
+    prepared_share: float = 1.0,
 ) -> "Engine":
     """The base model with a roster's adapters, each under its task's name.
 
     Args:
-        niceness, gpu_share, remembered: as in `Engine`.
+        niceness, gpu_share, remembered, prepared_share: as in `Engine`.
 
     Raises:
         AdapterError: an adapter cannot be loaded.
@@ -198,6 +203,7 @@ def load_engine(
         gpu_share=gpu_share,
         niceness=niceness,
         remembered=remembered,
+        prepared_share=prepared_share,
     )
     for adapter in adapters:
         engine.pool.add(adapter)

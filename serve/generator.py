@@ -35,6 +35,8 @@ logger = logging.getLogger("ray.serve")
 
 NICENESS = 10
 """Of an engine on CPUs: gateway, encoder and weigher take milliseconds, and go first."""
+PREPARED_SHARE = 1 / 3
+"""Of the room for adapters, for forms that requests have prepared. The adapters of the fleet fill the other two thirds."""
 
 
 @serve.deployment(name="Generator")
@@ -60,7 +62,13 @@ class Generator:
         self._settings = settings
         self._roster = stored_adapters(settings)
         gpus = settings.serving.generator.gpus
-        self._engine = load_engine(settings, self._roster, NICENESS if on_cpu else 0, gpus if 0 < gpus < 1 else 1.0)
+        self._engine = load_engine(
+            settings,
+            self._roster,
+            niceness=NICENESS if on_cpu else 0,
+            gpu_share=gpus if 0 < gpus < 1 else 1.0,
+            prepared_share=PREPARED_SHARE,
+        )
         self._engine.warm_up()
         pages = self._engine.pool.pages
         logger.info(

@@ -48,7 +48,7 @@ Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 MOST_WEIGHT = 100.0
 """Of an adapter, either way: what is far beyond gives numbers that no number format holds."""
-LEAST_DENSITY = 0.001
+LEAST_DENSITY = 0.01
 
 
 def broken_text(value: object, field: str = "") -> str | None:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from lorafleet.errors import CompositionError
 
+LEAST_DENSITY = 0.01
 MajoritySign = Literal["frequency", "total"]
 
 
@@ -18,7 +19,8 @@ class Composition:
     Attributes:
         method: a name in METHODS.
         weights: of the adapters, by name; any sign; none at all is the base model.
-        density: the share of an adapter's values that pruning methods keep, above 0 and at most 1.
+        density: the share of an adapter's values that pruning methods keep, above 0 and at most 1. It is rounded to
+            hundredths, at least one, so that there are at most a hundred pruned forms of an adapter.
         majority_sign: how TIES elects a sign: by count ("frequency") or by sum ("total"), as in PEFT.
 
     Raises:
@@ -36,6 +38,7 @@ class Composition:
                 raise CompositionError(f"weights.{name} is {weight}", "Give a finite number")
         if not 0 < self.density <= 1:
             raise CompositionError(f"density is {self.density}", "Give a number above 0 and at most 1")
+        object.__setattr__(self, "density", max(round(float(self.density), 2), LEAST_DENSITY))
         used = {name: float(weight) for name, weight in self.weights.items() if weight != 0}
         object.__setattr__(self, "weights", MappingProxyType(used))
 

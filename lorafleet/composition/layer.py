@@ -33,14 +33,14 @@ class ComposedModel:
     with another `forward`.
 
     Args:
-        pages, page_rank: as in `AdapterPool`.
+        pages, page_rank, prepared_share: as in `AdapterPool`.
     """
 
-    def __init__(self, model: nn.Module, pages: int = 256, page_rank: int = 16) -> None:
+    def __init__(self, model: nn.Module, pages: int = 256, page_rank: int = 16, prepared_share: float = 1.0) -> None:
         self.model = model
         groups = layer_groups(model)
         parameter = next(model.parameters())
-        self.pool = AdapterPool(groups, parameter.device, parameter.dtype, pages, page_rank)
+        self.pool = AdapterPool(groups, parameter.device, parameter.dtype, pages, page_rank, prepared_share)
         self.by_kernels = parameter.is_cuda and parameter.dtype in HALF and find_spec("triton") is not None
         """Whether Triton kernels compute the adapters' part."""
         self._side = torch.cuda.Stream(parameter.device) if self.by_kernels else None  # type: ignore[no-untyped-call]

@@ -88,22 +88,18 @@ class Pages:
             self.positions = self.needed(rank)
             self.version += 1
 
-    def put(self, layers: Mapping[str, LowRank], rank: int) -> tuple[int, ...]:
-        """Write the first `rank` ranks of an adapter, its layers on this device, into free pages, and say which.
-
-        There must be enough free pages.
-        """
+    def take(self, rank: int) -> tuple[int, ...]:
+        """Take free pages for an adapter of this rank; there must be enough."""
         pages = tuple(heapq.heappop(self._free) for _ in range(self.needed(rank)))
-        try:
-            for place, page in enumerate(pages):
-                self.position[page] = place
-                for number, group in enumerate(self.groups):
-                    ranks = slice(place * self.rank, min((place + 1) * self.rank, rank))
-                    self._write(number, group, page, ranks, layers)
-        except BaseException:
-            self.give(pages)
-            raise
+        self.position[list(pages)] = range(len(pages))
         return pages
+
+    def write(self, pages: Sequence[int], layers: Mapping[str, LowRank], rank: int) -> None:
+        """Write the first `rank` ranks of an adapter, its layers on this device, into pages taken for it."""
+        for place, page in enumerate(pages):
+            for number, group in enumerate(self.groups):
+                ranks = slice(place * self.rank, min((place + 1) * self.rank, rank))
+                self._write(number, group, page, ranks, layers)
 
     def give(self, pages: Sequence[int]) -> None:
         """Free pages; what lies in them stays until they are written again."""

@@ -8,49 +8,22 @@ with the number of distinct compositions.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
 import torch
 
-from lorafleet.composition.adapter import Adapter, LowRank
+from lorafleet.composition.adapter import Adapter
 from lorafleet.composition.composition import Composition
 from lorafleet.composition.groups import LayerGroup
-from lorafleet.composition.methods import METHODS, Method, Mixing, Slot
+from lorafleet.composition.methods import METHODS, Method
 from lorafleet.composition.pages import Pages
+from lorafleet.composition.preparing import Kept, Key, Part, Preparer, Resident, write_forms
 from lorafleet.errors import AdapterError, CompositionError, UnknownAdapter, closest
-
-PREPARED_AT_ONCE = 64 * 2**20
-"""Bytes of adapters as they were loaded; a method may need some ten times as much to prepare them."""
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """An adapter in the pool; the number tells it from another of the same name, before or after it."""
-
-    number: int
-    adapter: Adapter
-
-
-@dataclass(frozen=True)
-class Part:
-    """A slot of a recipe: how it is prepared and from what, and its coefficients."""
-
-    slot: Slot
-    sources: Mapping[str, _Kept]
-    mixing: Mixing
-
-    @property
-    def key(self) -> tuple[Slot, tuple[int, ...]]:
-        """Equal where the prepared tensors are."""
-        return self.slot, tuple(kept.number for kept in self.sources.values())
-
-    @property
-    def rank(self) -> int:
-        """The rank of the prepared adapter."""
-        return max(kept.adapter.rank for kept in self.sources.values())
 
 
 @dataclass(frozen=True)
@@ -59,6 +32,11 @@ class Recipe:
 
     composition: Composition
     parts: tuple[Part, ...] = ()
+
+    @property
+    def prepared(self) -> bool:
+        """Whether any adapter is changed before it is read."""
+        return not all(part.plain for part in self.parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,15 +48,25 @@ class Lease:
         coefficients: float32 [3, n]: direct, gather and spread, as in `Mixing`.
     """
 
-    keys: tuple[tuple[Slot, tuple[int, ...]], ...]
+    residents: tuple[Resident, ...]
     pages: np.ndarray
     coefficients: np.ndarray
 
+    @property
+    def ready(self) -> bool:
+        """Whether all pages are written, or one of them never will be."""
+        return all(resident.ready for resident in self.residents)
 
-@dataclass
-class _Resident:
-    pages: tuple[int, ...]
-    users: int = 0
+    @property
+    def waits_for(self) -> "set[Future[None]]":
+        """The preparations that are under way."""
+        return {one.written for one in self.residents if one.written is not None and not one.ready}
+
+    def check(self) -> None:
+        """Raise what a preparation failed with; waits for those that are under way."""
+        for resident in self.residents:
+            if resident.written is not None:
+                resident.written.result()
 
 
 class AdapterPool:
@@ -90,19 +78,31 @@ class AdapterPool:
         groups: the base model's linear layers.
         pages: how many pages of prepared adapters fit on the device.
         page_rank: ranks of a page; 16 to 64 on GPUs.
+        prepared_share: how much of the pages forms may take that a method prepares, such as pruned ones. One composition
+            may always have what it needs.
     """
 
     def __init__(
-        self, groups: list[LayerGroup], device: torch.device, dtype: torch.dtype, pages: int = 256, page_rank: int = 16
+        self,
+        groups: list[LayerGroup],
+        device: torch.device,
+        dtype: torch.dtype,
+        pages: int = 256,
+        page_rank: int = 16,
+        prepared_share: float = 1.0,
     ) -> None:
         self.pages = Pages(groups, pages, page_rank, device, dtype)
+        self._preparer = Preparer(self.pages)
+        self._most_prepared = int(prepared_share * pages)
         self._shapes = {
             module: (outputs, group.inputs)
             for group in groups
             for module, outputs in zip(group.modules, group.outputs, strict=True)
         }
-        self._adapters: dict[str, _Kept] = {}
-        self._resident: OrderedDict[tuple[Slot, tuple[int, ...]], _Resident] = OrderedDict()
+        self._adapters: dict[str, Kept] = {}
+        self._resident: OrderedDict[Key, Resident] = OrderedDict()
+        self._retired: list[Resident] = []
+        """Forms that nobody may lease any more, whose pages are not free yet."""
         self._numbers = count()
         self._gone: set[int] = set()
         self._lock = threading.Lock()
@@ -143,7 +143,7 @@ class AdapterPool:
         with self._lock:
             self.pages.cover(adapter.layers, adapter.rank)
             self._forget(adapter.name)
-            self._adapters[adapter.name] = _Kept(next(self._numbers), adapter)
+            self._adapters[adapter.name] = Kept(next(self._numbers), adapter)
 
     def remove(self, name: str) -> None:
         """Take an adapter out; nothing happens where there is none. Rows that use it keep it until they are done."""
@@ -180,57 +180,109 @@ class AdapterPool:
             )
         return Recipe(composition, parts)
 
-    def lease(self, recipe: Recipe) -> Lease | None:
-        """Hold what a recipe needs, bringing in what is not at hand; None while rows on their way leave no room for it."""
+    def prepares_too_much(self, recipe: Recipe, idle: bool = False) -> bool:
+        """Whether the prepared forms of a recipe have to wait until rows with others give some back.
+
+        Args:
+            idle: whether forms that no row uses count too.
+        """
+        if not recipe.prepared:
+            return False
         self._sweep()
-        missing = [part for part in recipe.parts if part.key not in self._resident]
+        needed = sum(self.pages.needed(part.rank) for part in recipe.parts if not part.plain)
         wanted = {part.key for part in recipe.parts}
-        if not self._make_room(sum(self.pages.needed(part.rank) for part in missing), wanted):
+        held = [one for key, one in self._resident.items() if (idle or one.users) and not one.plain and key not in wanted]
+        return sum(len(one.pages) for one in (*held, *self._retired)) + needed > max(self._most_prepared, needed)
+
+    def lease(self, recipe: Recipe, wait: bool = True) -> Lease | None:
+        """Hold what a recipe needs, bringing in what is not at hand; None while rows on their way leave no room for it.
+
+        Args:
+            wait: until all is prepared. Otherwise the lease may not be `ready` yet.
+
+        Raises:
+            CompositionError, MemoryError, torch.OutOfMemoryError: a form could not be prepared.
+        """
+        self._sweep()
+        if self.prepares_too_much(recipe) or not self._make_room(recipe):
             return None
         together: dict[object, list[Part]] = {}
-        for part in missing:
-            together.setdefault(part.slot.prepared if part.slot.prepared.members else part.key, []).append(part)
-        for parts in together.values():
+        for part in recipe.parts:
+            if part.key not in self._resident:
+                together.setdefault(part.slot.prepared if part.slot.prepared.members else part.key, []).append(part)
+        # Plain forms first: should one find no memory, nothing is left that waits to be prepared.
+        for parts in sorted(together.values(), key=lambda parts: not parts[0].plain):
             self._bring_in(parts)
+        residents = tuple(self._resident[part.key] for part in recipe.parts)
         pages: list[int] = []
         mixings: list[tuple[float, float, float]] = []
-        for part in recipe.parts:
-            resident = self._resident[part.key]
+        for part, resident in zip(recipe.parts, residents, strict=True):
             self._resident.move_to_end(part.key)
             resident.users += 1
             pages += resident.pages
             mixings += [(part.mixing.direct, part.mixing.gather, part.mixing.spread)] * len(resident.pages)
+        for parts in together.values():
+            self._begin_to_prepare(parts)
         coefficients = np.array(mixings, dtype=np.float32).reshape(-1, 3).T
-        return Lease(tuple(part.key for part in recipe.parts), np.array(pages, dtype=np.int64), coefficients)
+        lease = Lease(residents, np.array(pages, dtype=np.int64), coefficients)
+        if wait:
+            try:
+                lease.check()
+            except BaseException:
+                self.release(lease)
+                raise
+        return lease
 
     def release(self, lease: Lease) -> None:
-        """Let go of a lease's pages; they stay at hand until others need them."""
-        for key in lease.keys:
-            self._resident[key].users -= 1
+        """Let go of a lease's pages; they stay at hand until others need them.
+
+        A preparation that nobody waits for any more is given up.
+        """
+        for resident in lease.residents:
+            resident.users -= 1
+            if not resident.users and not resident.ready:
+                self._retire(resident)
+
+    def preparing_paused(self) -> AbstractContextManager[None]:
+        """Keep preparations from computing meanwhile."""
+        return self._preparer.paused()
 
     def _forget(self, name: str) -> None:
         kept = self._adapters.pop(name, None)
         if kept is not None:
             self._gone.add(kept.number)
 
-    def _kept(self, name: str) -> _Kept:
+    def _kept(self, name: str) -> Kept:
         kept = self._adapters.get(name)
         if kept is None:
             raise UnknownAdapter(f"no adapter named {name!r}", closest(name, self._adapters))
         return kept
 
-    def _make_room(self, needed: int, wanted: set[tuple[Slot, tuple[int, ...]]]) -> bool:
+    def _make_room(self, recipe: Recipe) -> bool:
+        """Free the pages that a recipe lacks, of the least recently used forms; prepared ones first beyond their share."""
+        wanted = {part.key for part in recipe.parts}
+        missing = [part for part in recipe.parts if part.key not in self._resident]
+        needed = sum(self.pages.needed(part.rank) for part in missing)
         idle = [key for key, resident in self._resident.items() if resident.users == 0 and key not in wanted]
         if needed > self.pages.free + sum(len(self._resident[key].pages) for key in idle):
             return False
+        prepared = [key for key in idle if not self._resident[key].plain]
+        while self.prepares_too_much(recipe, idle=True) and prepared:
+            self.pages.give(self._resident.pop(prepared.pop(0)).pages)
         for key in idle:
             if self.pages.free >= needed:
                 break
-            self.pages.give(self._resident.pop(key).pages)
+            if key in self._resident:
+                self.pages.give(self._resident.pop(key).pages)
         return True
 
     def _sweep(self) -> None:
-        """Free the pages of adapters that have left the pool, once no row uses them."""
+        """Free the pages of retired forms and of adapters that have left the pool, once no row uses them."""
+        for resident in [one for one in self._resident.values() if one.failed]:
+            self._retire(resident)
+        for resident in [one for one in self._retired if one.ready and not one.users]:
+            self._retired.remove(resident)
+            self.pages.give(resident.pages)
         with self._lock:
             gone = frozenset(self._gone)
         if not gone:
@@ -244,45 +296,34 @@ class AdapterPool:
             # Not all of them: others may have left meanwhile.
             self._gone -= gone - held
 
+    def _retire(self, resident: Resident) -> None:
+        """Keep a form from being leased; `_sweep` frees its pages."""
+        del self._resident[resident.key]
+        self._retired.append(resident)
+
     def _bring_in(self, parts: Sequence[Part]) -> None:
-        """Prepare slots that come out of one preparation, and write them into pages."""
-        prepared, sources = parts[0].slot.prepared, parts[0].sources
-        method, rank = METHODS.get(prepared.kind), parts[0].rank
-        layers: dict[str, dict[str, LowRank]] = {part.slot.adapter: {} for part in parts}
-        for modules in _batches([kept.adapter for kept in sources.values()]):
-            present: Mapping[str, Mapping[str, LowRank]] = {
-                module: {
-                    name: kept.adapter.layers[module].to(self.pages.device)
-                    for name, kept in sources.items()
-                    if module in kept.adapter.layers
-                }
-                for module in modules
-            }
-            if method is not None:
-                present = method.prepare(prepared, present)
-            for module, of_layer in present.items():
-                for name in layers.keys() & of_layer.keys():
-                    layers[name][module] = of_layer[name].first(rank)
-        for part in parts:
-            self._resident[part.key] = _Resident(self.pages.put(layers[part.slot.adapter], rank))
+        """Take pages for what comes out of one preparation; plain forms are written at once."""
+        residents = [Resident(part.key, self.pages.take(part.rank), part.plain) for part in parts]
+        if parts[0].plain:
+            try:
+                write_forms(self.pages, parts, [resident.pages for resident in residents], nullcontext)
+            except BaseException:
+                for resident in residents:
+                    self.pages.give(resident.pages)
+                raise
+        self._resident.update((resident.key, resident) for resident in residents)
         with self._lock:
             # A recipe may be older than the removal of its adapters, and the sweep that followed.
+            sources = parts[0].sources
             self._gone.update(kept.number for name, kept in sources.items() if self._adapters.get(name) is not kept)
 
-
-def _batches(adapters: Sequence[Adapter]) -> list[list[str]]:
-    """The modules that adapters change, those of one kind together (mostly of one shape), no more at once than fit well."""
-    batches: list[list[str]] = []
-    last_kind, held = "", 0
-    for kind, module in sorted({(module.rpartition(".")[2], module) for one in adapters for module in one.layers}):
-        layers = [one.layers[module] for one in adapters if module in one.layers]
-        size = sum(layer.a.nbytes + layer.b.nbytes for layer in layers)
-        if kind != last_kind or held + size > PREPARED_AT_ONCE:
-            batches.append([])
-            last_kind, held = kind, 0
-        batches[-1].append(module)
-        held += size
-    return batches
+    def _begin_to_prepare(self, parts: Sequence[Part]) -> None:
+        """Have other than plain forms written, once they are held: what nobody holds is not prepared."""
+        if not parts[0].plain:
+            residents = [self._resident[part.key] for part in parts]
+            written = self._preparer.begin(parts, residents)
+            for resident in residents:
+                resident.written = written
 
 
 def find_method(name: str) -> Method:

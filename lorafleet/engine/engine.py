@@ -52,7 +52,7 @@ class Engine:
         longest: tokens of a sequence at most, prompt and answer together.
         waiting: requests that may wait for a row; more are refused.
         prefill_tokens: tokens of one pass over prompts; the rows on their way wait for no more than that.
-        pages, page_rank: of the adapters at hand, as in `AdapterPool`.
+        pages, page_rank, prepared_share: of the adapters at hand, as in `AdapterPool`.
         cache_gib: memory for keys and values on a GPU; most of what is free where absent.
         gpu_share: of the GPU's whole memory this engine's, where several processes share it.
         niceness: added to that of the engine's thread; on CPUs, those who compute a little beside it then need not wait.
@@ -74,6 +74,7 @@ class Engine:
         prefill_tokens: int | None = None,
         pages: int = 256,
         page_rank: int = 16,
+        prepared_share: float = 1.0,
         cache_gib: float | None = None,
         gpu_share: float = 1.0,
         niceness: int = 0,
@@ -86,7 +87,7 @@ class Engine:
         self._prompt_tokens = lru_cache(remembered)(lambda prompt: tuple(encode_prompt(tokenizer, prompt, sys.maxsize)))
         self._option_tokens = lru_cache(remembered)(lambda option: tuple(encode_answer(tokenizer, option)))
         self._vocabulary = int(model.config.get_text_config().vocab_size)
-        self._composed = ComposedModel(model, pages, page_rank)
+        self._composed = ComposedModel(model, pages, page_rank, prepared_share)
         device = next(model.parameters()).device
         self._prefill_tokens = prefill_tokens or (GPU_PREFILL_TOKENS if device.type == "cuda" else CPU_PREFILL_TOKENS)
         self._cache, self._graphs, self._prompt_graphs = _for_device(
@@ -101,8 +102,11 @@ class Engine:
             end_token(tokenizer, model),
             rows,
             self._prefill_tokens,
+            self._wake,
         )
         self._news = threading.Condition()
+        self._awake = True
+        """Whether the thread has a reason to step: cleared before each step that may find nothing to compute."""
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -270,9 +274,9 @@ class Engine:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
                 self._thread.start()
-            item.future.add_done_callback(_tell_waiters)
+            item.future.add_done_callback(self._over)
             self._loop.take(item)
-            self._news.notify_all()
+            self._wake()
 
     @torch.inference_mode()
     def _work(self) -> None:
@@ -280,17 +284,30 @@ class Engine:
         os.nice(self._niceness)
         while True:
             with self._news:
-                self._news.wait_for(lambda: self._closed or not self._loop.idle)
+                self._news.wait_for(lambda: self._closed or (self._awake and not self._loop.idle))
                 if self._closed:
                     self._loop.abandon(EngineFull("the engine was closed"))
                     return
+                self._awake = False
             try:
-                self._loop.step()
+                if self._loop.step():
+                    self._awake = True
             except Exception as error:
                 # A fault of ours: those on their way are told, those that come are served.
                 logger.exception("a step of the engine failed")
                 with self._news:
                     self._loop.abandon(error)
+
+    def _wake(self) -> None:
+        with self._news:
+            self._awake = True
+            self._news.notify_all()
+
+    def _over(self, future: "Future[Any]") -> None:
+        """A cancelled future is over for `concurrent.futures.wait` only once somebody says so; an executor would."""
+        if future.cancelled():
+            future.set_running_or_notify_cancel()
+            self._wake()
 
     def _text_of(self, tokens: list[int]) -> str:
         text = self._tokenizer.decode(tokens, skip_special_tokens=True)
@@ -330,12 +347,6 @@ def _for_device(
     shared = GraphMemory()
     prompt_graphs = PromptGraphs(model, composed, cache, prefill_tokens, shared)
     return cache, DecodeGraphs(model, composed, cache, rows, shared), prompt_graphs
-
-
-def _tell_waiters(future: "Future[Any]") -> None:
-    """A cancelled future is over for `concurrent.futures.wait` only once somebody says so; an executor would."""
-    if future.cancelled():
-        future.set_running_or_notify_cancel()
 
 
 def _all(submits: Sequence[Callable[[], "Future[Answer]"]], note: Note | None = None) -> list[Answer]:

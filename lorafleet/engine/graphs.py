@@ -130,7 +130,8 @@ class DecodeGraphs:
             torch.zeros(rows, self._cache.widest, dtype=torch.int32, device=device),
             empty_table(block, blocks, capacity, pages.positions, device) if composed else None,
         )
-        step.graph, step.logits = capture(lambda: self._forward(step), self._memory, device)
+        with self._composed.pool.preparing_paused():
+            step.graph, step.logits = capture(lambda: self._forward(step), self._memory, device)
         return step
 
     def _forward(self, step: _Step) -> torch.Tensor:

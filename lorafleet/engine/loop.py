@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any, TypeVar
 
 import torch
@@ -25,12 +26,14 @@ Under = TypeVar("Under")
 class Loop:
     """Takes turns: a pass over one more token of every row, and a pass over prompts and scores that wait.
 
-    A prompt longer than `prefill_tokens` is computed in pieces, so that the rows never wait longer than for one piece. One
-    thread calls `step`; `take` may be called from others.
+    A prompt longer than `prefill_tokens` is computed in pieces, so that the rows never wait longer than for one piece. A
+    request whose adapters are being prepared waits aside, and others go first. One thread calls `step`; `take` may be
+    called from others.
 
     Args:
         rows: sequences at once.
         prefill_tokens: tokens of a pass over prompts.
+        wake: is called, from any thread, when adapters are prepared.
     """
 
     def __init__(
@@ -42,12 +45,14 @@ class Loop:
         end_token: int,
         rows: int,
         prefill_tokens: int,
+        wake: Callable[[], None],
     ) -> None:
-        self._runner, self._pool, self._cache = runner, pool, cache
+        self._runner, self._pool, self._cache, self._wake = runner, pool, cache, wake
         self._decode_text, self._end_token = decode, end_token
         self._rows, self._prefill_tokens = rows, prefill_tokens
         self._waiting: deque[Sequence] = deque()
         self._scoring: deque[Scoring] = deque()
+        self._preparing: list[Sequence | Scoring] = []
         self._prefilling: list[Sequence] = []
         self._decoding: list[Sequence] = []
         self._left = prefill_tokens
@@ -55,8 +60,8 @@ class Loop:
     @property
     def waiting(self) -> int:
         """How many requests have not begun."""
-        generations, scorings = list(self._waiting), list(self._scoring)
-        return sum(not one.future.cancelled() for one in generations) + sum(not one.future.cancelled() for one in scorings)
+        queued: list[Sequence | Scoring] = [*list(self._waiting), *list(self._scoring), *list(self._preparing)]
+        return sum(not one.future.cancelled() for one in queued)
 
     @property
     def running(self) -> int:
@@ -66,7 +71,7 @@ class Loop:
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not (self._waiting or self._scoring or self._prefilling or self._decoding)
+        return not (self._waiting or self._scoring or self._preparing or self._prefilling or self._decoding)
 
     def take(self, item: Sequence | Scoring) -> None:
         """Queue a request."""
@@ -75,8 +80,13 @@ class Loop:
         else:
             self._scoring.append(item)
 
-    def step(self) -> None:
-        """Let go of what was cancelled, begin what there is room for, and compute one round."""
+    def step(self) -> bool:
+        """Let go of what was cancelled, begin what there is room for, and compute one round.
+
+        Returns:
+            Whether there was anything to compute. If not, every request waits for adapters that are being prepared.
+        """
+        self._queue_prepared()
         for rows in (self._prefilling, self._decoding):
             for sequence in [sequence for sequence in rows if sequence.future.cancelled()]:
                 rows.remove(sequence)
@@ -91,39 +101,68 @@ class Loop:
             self._finish_decode(rows, decoding)
         if prefilling is not None:
             self._finish_prefill([sequence for sequence, _ in pieces], scorings, prefilling)
+        return decoding is not None or prefilling is not None
 
     def abandon(self, error: Exception) -> None:
         """Fail everything that waits or is on its way."""
-        self._fail([*self._prefilling, *self._decoding, *self._waiting, *self._scoring], error)
+        self._fail([*self._prefilling, *self._decoding, *self._waiting, *self._scoring, *self._preparing], error)
+        self._preparing.clear()
         self._prefilling.clear()
         self._decoding.clear()
         self._waiting.clear()
         self._scoring.clear()
 
+    def _queue_prepared(self) -> None:
+        """Put requests back at the head of their queue once their adapters are prepared."""
+        for item in [one for one in reversed(self._preparing) if one.future.cancelled() or _ready(one)]:
+            self._preparing.remove(item)
+            if isinstance(item, Sequence):
+                self._waiting.appendleft(item)
+            else:
+                self._scoring.appendleft(item)
+
     def _begin(self) -> None:
+        passed_over: list[Sequence] = []
         while self._waiting and self.running < self._rows:
-            sequence = self._waiting[0]
-            if not sequence.future.cancelled():
-                try:
-                    if not self._hold(sequence, sequence.reserved):
-                        return
-                except Exception as error:
-                    _settle(sequence.future, error)
-                else:
+            sequence = self._waiting.popleft()
+            recipe = sequence.recipe
+            if sequence.future.cancelled():
+                self._let_go(sequence)
+            elif not sequence.lease and recipe.prepared and (passed_over or self._pool.prepares_too_much(recipe)):
+                # It waits for rows with prepared adapters alone, so rows without go first.
+                passed_over.append(sequence)
+            else:
+                held = self._hold(sequence, sequence.reserved)
+                if held is _Held.NO_ROOM:
+                    self._waiting.appendleft(sequence)
+                    break
+                if held is _Held.YES:
                     sequence.begun_at = time.perf_counter()
                     self._prefilling.append(sequence)
-            self._waiting.popleft()
+        self._waiting.extendleft(reversed(passed_over))
 
-    def _hold(self, item: Sequence | Scoring, tokens: int) -> bool:
-        """Get the adapters and the room that an item needs, both or none."""
-        item.lease = self._pool.lease(item.recipe)
-        if item.lease is None:
-            return False
-        item.room = self._cache.reserve(tokens, passing=isinstance(item, Scoring))
-        if item.room is None:
+    def _hold(self, item: Sequence | Scoring, tokens: int) -> "_Held":
+        """Get the adapters and then the room that an item needs; it goes aside while adapters are prepared."""
+        try:
+            item.lease = item.lease or self._pool.lease(item.recipe, wait=False)
+            if item.lease is None:
+                return _Held.NO_ROOM
+            if not item.lease.ready:
+                self._preparing.append(item)
+                for preparation in item.lease.waits_for:
+                    preparation.add_done_callback(lambda _: self._wake())
+                return _Held.ASIDE
+            item.lease.check()
+            item.room = self._cache.reserve(tokens, passing=isinstance(item, Scoring))
+        except Exception as error:
+            self._fail([item], error)
+            return _Held.FAILED
+        if item.room is not None:
+            return _Held.YES
+        if not item.recipe.prepared:
+            # Prepared adapters are kept: it comes next, and they would be prepared once more.
             self._let_go(item)
-            return False
-        return True
+        return _Held.NO_ROOM
 
     def _let_go(self, item: Sequence | Scoring) -> None:
         if item.lease is not None:
@@ -150,19 +189,19 @@ class Loop:
         held: list[Scoring] = []
         alone = self._left == self._prefill_tokens
         while self._scoring:
-            scoring = self._scoring[0]
-            if not scoring.future.cancelled():
-                tokens = len(scoring.tokens)
-                if tokens > self._left and not (alone and not held):
-                    break
-                try:
-                    if not self._hold(scoring, tokens):
-                        break
-                    held.append(scoring)
-                    self._left -= tokens
-                except Exception as error:
-                    _settle(scoring.future, error)
-            self._scoring.popleft()
+            scoring = self._scoring.popleft()
+            tokens = len(scoring.tokens)
+            if scoring.future.cancelled():
+                self._let_go(scoring)
+                continue
+            fits = tokens <= self._left or (alone and not held)
+            outcome = self._hold(scoring, tokens) if fits else _Held.NO_ROOM
+            if outcome is _Held.NO_ROOM:
+                self._scoring.appendleft(scoring)
+                break
+            if outcome is _Held.YES:
+                held.append(scoring)
+                self._left -= tokens
         return held
 
     def _decode(self, rows: list[Sequence]) -> torch.Tensor:
@@ -282,6 +321,15 @@ class Loop:
             _settle(item.future, error)
 
 
+class _Held(Enum):
+    """What became of an item that asks for adapters and room."""
+
+    YES = auto()
+    ASIDE = auto()
+    FAILED = auto()
+    NO_ROOM = auto()
+
+
 @dataclass(frozen=True)
 class _Prefilling:
     """A pass over prompts that is under way.
@@ -302,6 +350,10 @@ def _choice(chosen: Chosen, place: int, sequence: Sequence) -> TokenChoice:
     """A row's token, with as many of the likeliest as it wants."""
     tops = tuple(chosen.likeliest[place][: sequence.request.likeliest])
     return TokenChoice(chosen.tokens[place], chosen.log_probabilities[place], tops)
+
+
+def _ready(item: Sequence | Scoring) -> bool:
+    return item.lease is not None and item.lease.ready
 
 
 def _going_on(rows: list[Sequence]) -> list[Sequence]:

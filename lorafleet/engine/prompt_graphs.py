@@ -141,7 +141,8 @@ class PromptGraphs:
             empty_table(block, blocks, ENTRIES_PER_BLOCK * blocks, positions, device) if composed else None,
         )
         made.inputs[2] = -1
-        made.graph, made.logits = capture(lambda: self._forward(made), self._memory, device)
+        with self._composed.pool.preparing_paused():
+            made.graph, made.logits = capture(lambda: self._forward(made), self._memory, device)
         return made
 
     def _forward(self, made: _Pass) -> torch.Tensor:

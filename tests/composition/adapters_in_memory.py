@@ -70,14 +70,14 @@ def taken_from(model: PeftModel, name: str) -> Adapter:
     )
 
 
-def pool_of(*adapters: Adapter, pages: int = 64, page_rank: int = 4) -> AdapterPool:
+def pool_of(*adapters: Adapter, pages: int = 64, page_rank: int = 4, prepared_share: float = 1.0) -> AdapterPool:
     """A pool in float32 for the layers that the adapters change, each layer a group by itself."""
     groups = {
         module: LayerGroup((module,), layer.a.shape[1], (layer.b.shape[0],))
         for adapter in adapters
         for module, layer in adapter.layers.items()
     }
-    pool = AdapterPool(list(groups.values()), torch.device("cpu"), torch.float32, pages, page_rank)
+    pool = AdapterPool(list(groups.values()), torch.device("cpu"), torch.float32, pages, page_rank, prepared_share)
     for adapter in adapters:
         pool.add(adapter)
     return pool

@@ -64,13 +64,13 @@ def prepared(monkeypatch):
 def written(pool, monkeypatch):
     """The list of ranks that are written into pages from now on."""
     ranks = []
-    put = pool.pages.put
+    write = pool.pages.write
 
-    def put_and_note(layers, rank):
+    def write_and_note(pages, layers, rank):
         ranks.append(rank)
-        return put(layers, rank)
+        write(pages, layers, rank)
 
-    monkeypatch.setattr(pool.pages, "put", put_and_note)
+    monkeypatch.setattr(pool.pages, "write", write_and_note)
     return ranks
 
 
@@ -209,13 +209,13 @@ def test_what_is_larger_than_the_pool_is_refused_with_the_numbers():
 
 def test_of_a_decomposed_sum_only_the_ranks_that_are_used_are_kept(monkeypatch):
     pool = filled_pool(pages=50)
-    put, found = pool.pages.put, {}
+    write, found = pool.pages.write, {}
 
-    def put_and_note(layers, rank):
+    def write_and_note(pages, layers, rank):
         found.update(layers)
-        return put(layers, rank)
+        write(pages, layers, rank)
 
-    monkeypatch.setattr(pool.pages, "put", put_and_note)
+    monkeypatch.setattr(pool.pages, "write", write_and_note)
     lease(pool, Composition("svd", dict.fromkeys("abcdef", 0.5)))
     plain = pool["a"].layers
     assert found.keys() == plain.keys()

@@ -20,9 +20,9 @@ def test_a_soak_finds_adapters_that_change_under_a_row(monkeypatch):
     """A pool that takes the newest adapter of a name, whatever a request saw."""
     lease = AdapterPool.lease
 
-    def careless(self, recipe):
+    def careless(self, recipe, wait=True):
         there = all(name in self for name in recipe.composition.weights)
-        return lease(self, self.recipe(recipe.composition) if there else recipe)
+        return lease(self, self.recipe(recipe.composition) if there else recipe, wait)
 
     monkeypatch.setattr(AdapterPool, "lease", careless)
     report = soak(tiny_model, tiny_tokenizer(), requests=80)

@@ -54,7 +54,7 @@ def test_half_a_character_is_refused_by_its_field(body, field):
 
 def test_whole_characters_and_weights_within_bounds_are_taken():
     assert ChatCompletionRequest(messages=[{"role": "user", "content": "\U0001f600 né"}]).query == "\U0001f600 né"
-    assert CompositionRequest(weights={"copa": -100, "piqa": 100}, density=0.001)
+    assert CompositionRequest(weights={"copa": -100, "piqa": 100}, density=0.01)
     for wrong in ({"weights": {"copa": 1e20}}, {"weights": {"copa": -101}}, {"density": 1e-50}):
         with pytest.raises(ValidationError):
             CompositionRequest(**wrong)
