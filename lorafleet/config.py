@@ -191,7 +191,7 @@ class Generation(Section):
     """Bounds and defaults of generation, and of the engine on one device.
 
     `longest` bounds prompt and answer together, `rows` what is computed at once, `waiting` what waits for a row.
-    `prefill_tokens` is the longest pass over prompts (512 on CPUs, 2,048 on GPUs), `adapter_ranks` the room for prepared
+    `prefill_tokens` is the longest pass over prompts (512 on CPUs, 4,096 on GPUs), `adapter_ranks` the room for prepared
     adapters (one and a half times what the fleet has), `cache_gib` that for keys and values on a GPU (most of what is free).
     """
 

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 CACHE_SHARE = 0.85
 """Of a GPU's free memory, for adapters, keys and values; the rest is for what a pass computes."""
 CPU_PREFILL_TOKENS = 512
-GPU_PREFILL_TOKENS = 2048
+GPU_PREFILL_TOKENS = 4096
 PROMPT_SIZES = (1, 2, 16, 32, 64, 200, 256, 320, 640, 1280, 2048)
 Note = Callable[[int], None]
 Answer = TypeVar("Answer")

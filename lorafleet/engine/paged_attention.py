@@ -115,7 +115,8 @@ def _attend(
     high = start + count
     if windowed:
         nearest = tl.min(tl.where(there, behind, 2147483647), axis=0)
-        low = tl.maximum(nearest - window + 1, 0) // tile * tile
+        # Without tokens `nearest` is the largest integer, and a step behind it, which is loaded ahead, would overflow.
+        low = tl.minimum(tl.maximum(nearest - window + 1, 0) // tile * tile, high)
     if splits > 1:
         share = tl.cdiv(tl.cdiv(high - low, splits), tile) * tile
         low += split * share

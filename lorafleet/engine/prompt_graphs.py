@@ -18,9 +18,9 @@ from lorafleet.engine.paged_attention import QueryBlocks
 from lorafleet.engine.paged_cache import PREFILL_ROWS, PagedAttention, PagedCache, Pages, query_blocks, slots_of, tables_of
 from lorafleet.engine.segments import PASS_PROMPTS, Segment
 
-SIZES = (32, 64, 128, 256, 512, 768, 1024, 1536)
-SPARE_BLOCKS = 16
-"""A prompt begins a block of tokens of its own: so many blocks more than the tokens alone would fill."""
+SIZES = (32, 64, 128, 256, 512, 768, 1024, 1536, 2048, 3072)
+SPARE_BLOCKS = 8
+"""A prompt begins a block of tokens of its own: so many blocks more than one and a half times what the tokens alone fill."""
 ENTRIES_PER_BLOCK = 8
 WANTED = 64
 
@@ -128,7 +128,8 @@ class PromptGraphs:
     def _captured(self, size: int, composed: bool) -> _Pass:
         cache, device, positions = self._cache, self._cache.device, self._composed.pool.pages.positions
         block = block_for(size)
-        blocks = -(-size // block) + SPARE_BLOCKS
+        blocks = -(-size // block)
+        blocks += min(blocks // 2 + SPARE_BLOCKS, PASS_PROMPTS)
 
         def zeros(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=device)

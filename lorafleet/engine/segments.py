@@ -8,7 +8,7 @@ import torch
 
 from lorafleet.composition import Lease
 
-PASS_PROMPTS = 32
+PASS_PROMPTS = 64
 """Segments of prompts in a pass at most: so many have a place in a CUDA graph."""
 Room = TypeVar("Room")
 

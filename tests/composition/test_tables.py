@@ -94,8 +94,8 @@ def check(pool, runs, table, tokens):
     plan = make_plan(runs, pool.pages)
     for number, group in enumerate(GROUPS):
         tensors = pool.pages.tensors[number]
-        x = torch.randn(tokens, group.inputs, generator=torch.Generator().manual_seed(number))
-        y = torch.randn(tokens, group.starts[-1])
+        x = torch.randn(tokens, group.inputs, generator=torch.Generator().manual_seed(number)).to(DEVICE)
+        y = torch.randn(tokens, group.starts[-1]).to(DEVICE)
         plain, kernel = y.clone(), y.clone()
         products.add_composed_(plain, x, group, tensors, plan)
         kernels.add_composed_(kernel, x, tensors.a, tensors.b, table, group.outputs)
