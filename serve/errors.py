@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,8 +31,10 @@ BUSY_RETRY_SECONDS = 1
 AWAY_RETRY_SECONDS = 5
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
-# What pydantic puts into the path of a fault for the branches of a union: no field of the request.
-UNION_BRANCHES = ("str", "list[", "constrained-", "function-")
+# Of pydantic's messages, what is around the values that are allowed.
+WORDING = re.compile(
+    r"^(\w+ should (be |have )?|Value error, )|, unable to .*$| to extract fields from$| after validation, not \d+$"
+)
 
 
 class ApiError(Exception):
@@ -151,22 +154,22 @@ def answer_errors(api: FastAPI) -> None:
 
 def validation_error(faults: Sequence[Mapping[str, Any]]) -> ApiError:
     """400 for the first field that pydantic found fault with."""
-    # Of a union every branch has its fault: the deepest one, and one that is not about the type, is of the branch meant.
-    same = [fault for fault in faults if fault["loc"][:2] == faults[0]["loc"][:2]]
-    first = max(same, key=lambda fault: (len(fault["loc"]), not fault["type"].endswith("_type")))
-    path = [str(part) for part in first["loc"] if not str(part).startswith(UNION_BRANCHES)]
-    field = ".".join(path[1:]) or None
-    if first["type"] == "json_invalid":
-        return ApiError.bad_request(f"the body is not JSON: {first['ctx']['error']}", None)
+    # The models of requests have no plain unions (protocol.by_shape), so that a path holds names and places alone.
+    first = faults[0]
+    field = ".".join(str(part) for part in first["loc"][1:]) or None
     if field is None:
         return ApiError.bad_request("the body is not a JSON object. Send one, with Content-Type: application/json", None)
     if first["type"] == "missing":
         return ApiError.bad_request(f"{field} is missing", field)
     if first["type"] == "extra_forbidden":
         return ApiError.bad_request(f"unknown field {field}. Leave it out", field)
-    message = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    message = WORDING.sub("", first["msg"])
     value = first.get("input")
-    named = f"{field} is {value!r}" if isinstance(value, (bool, int, float)) or _short(value) else f"{field} is wrong"
+    named = (
+        f"{field} is {value!r}"
+        if value is None or isinstance(value, (bool, int, float)) or _short(value)
+        else f"{field} is wrong"
+    )
     return ApiError.bad_request(f"{named}. Allowed: {message}", field)
 
 

@@ -30,6 +30,7 @@ from serve.follower import Follower, Published
 from serve.guard import KeyGuard, guard_by
 from serve.hanging_up import HangingUp
 from serve.in_flight import InFlight, those_of_before_are_over
+from serve.json_body import JsonRoute
 from serve.listing import listed, listed_adapter
 from serve.messages import Completed, Found, Order, Sampling, Weighed
 from serve.metrics import RequestMetrics
@@ -64,13 +65,16 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         401: "There are API keys, and the request has none of them",
         404: "No such model or adapter",
         413: "The body is larger than serving.body_kib",
+        415: "The body is no JSON (Content-Type), or compressed (Content-Encoding)",
         429: "Too many requests are waiting; see Retry-After",
         503: "The index, or a part of the endpoint, is away; see Retry-After",
         500: "A fault of the endpoint; its log has more",
         504: "No answer within serving.request_timeout_seconds, or X-Request-Timeout",
     }.items()
 }
-POOL_ERRORS: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (400, 401, 404, 413, 500, 503, 504)} | {
+POOL_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: ERRORS[status] for status in (400, 401, 404, 413, 415, 500, 503, 504)
+} | {
     403: {"model": ErrorResponse, "description": "The API key is not one of the role admin"},
     409: {"model": ErrorResponse, "description": "The name is taken, or another change is under way; see Retry-After"},
 }
@@ -101,6 +105,7 @@ api = FastAPI(
     # The only 422 there could be is answered as 400.
     responses={422: {"model": ErrorResponse, "description": "Never: see 400"}},
 )
+api.router.route_class = JsonRoute
 api.add_middleware(BodyLimit)
 api.add_middleware(InFlight)
 api.add_middleware(KeyGuard)

@@ -2,8 +2,8 @@
 
 import ipaddress
 import logging
+import re
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -18,8 +18,13 @@ logger = logging.getLogger("ray.serve")
 API = "/v1/"
 POOL = "/v1/adapters"
 READING = ("GET", "HEAD", "OPTIONS")
-# A proxy before the endpoint names whom it speaks for; then nobody is on this machine for all we know.
-FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
+# A proxy before the endpoint names whom it speaks for, or itself; then nobody is on this machine for all we know.
+FORWARDED = re.compile(
+    r"forwarded|via|x-forwarded(-.*)?|(.*-)?(real|client|connecting)-ip|cf-ray|x-envoy-.*|x-amzn-.*|x-request-start"
+)
+HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:\d{1,5})?", re.IGNORECASE)
+# Hashing it takes its time, for every key that there is.
+LONGEST_KEY = 256
 
 
 class Access:
@@ -120,27 +125,46 @@ def forbidden(message: str) -> ApiError:
 def on_this_machine(scope: Scope, headers: Headers) -> bool:
     """Whether a request comes over the loopback interface, from this machine itself, to a name of it.
 
-    A page from elsewhere in a browser here comes over it too, but under a host name of its own.
+    A page from elsewhere in a browser here comes over it too, but under a host name of its own, or with its origin. A proxy
+    here that says nothing of its clients cannot be told from one of them; but nginx, as it comes, speaks HTTP/1.0.
     """
-    client = scope.get("client")
-    try:
-        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
-    except ValueError:
-        return False
-    here = client is not None and _loopback(client[0]) and _loopback(host)
-    return here and not any(name in headers for name in FORWARDED)
+    client, hosts = scope.get("client"), headers.getlist("host")
+    return (
+        client is not None
+        and _loopback(client[0])
+        and len(hosts) == 1
+        and _named_loopback(hosts[0])
+        and scope.get("http_version") != "1.0"
+        and not any(map(FORWARDED.fullmatch, headers))
+        and _same_origin(headers, hosts[0])
+    )
+
+
+def _named_loopback(host: str) -> bool:
+    found = HOST.fullmatch(host)
+    return found is not None and _loopback(found[1].strip("[]").removesuffix(".").lower())
 
 
 def _loopback(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return host == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def _same_origin(headers: Headers, host: str) -> bool:
+    """Whether a request is no browser's, or its page is of this host: browsers say so, and pages cannot change it."""
+    sites = headers.getlist("sec-fetch-site")
+    origins = [origin.rpartition("://")[2].lower() for origin in headers.getlist("origin")]
+    return set(sites) <= {"same-origin", "none"} and set(origins) <= {host.lower()}
 
 
 def _presented(headers: Headers) -> str:
-    scheme, _, key = headers.get("authorization", "").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else ""
+    """The key of a request; none where it has several, of which a proxy may have looked at another one."""
+    given = headers.getlist("authorization")
+    scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+    return key.strip() if scheme.lower() == "bearer" and len(key) <= LONGEST_KEY else ""
 
 
 def _stamp(file: Path) -> tuple[int, ...] | None:

@@ -4,10 +4,19 @@ Added to requests is `composition`, to answers `composition` and `timings`. A fi
 tolerated where its value asks for nothing; every other unknown field is refused by name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictInt, Tag, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    TypeAdapter,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from lorafleet.config import MethodName, WeigherName
 from lorafleet.engine.requests import MOST_LIKELIEST
@@ -45,38 +54,28 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 
 Text = Annotated[str, Field(min_length=1)]
+Texts = Annotated[list[str], Field(fail_fast=True)]
 Share = Annotated[float, Field(gt=0, le=1)]
 MOST_WEIGHT = 100.0
 """Of an adapter, either way: what is far beyond gives numbers that no number format holds."""
 LEAST_DENSITY = 0.01
 
 
-def broken_text(value: object, field: str = "") -> str | None:
-    """The field of the first text that cannot be written as UTF-8; None where all can be.
+def by_shape(choose: Callable[[Any], int], *kinds: Any) -> WrapValidator:
+    """Validate a union's value as the one of its types that the value's shape means.
 
-    JSON can spell half of a character that takes two escapes, as a client does that cuts a text inside of one.
+    Pydantic puts the names of a union's types into the path of an error, where a field or a task may have the same name.
+
+    Args:
+        choose: the place of a value's type among `kinds`.
     """
-    match value:
-        case str():
-            return None if value.isascii() or _encodes(value) else field
-        case dict():
-            if any(broken_text(name) is not None for name in value):
-                return field
-            parts = ((f"{field}.{name}" if field else str(name), part) for name, part in value.items())
-        case list():
-            # Token ids may be a hundred thousand.
-            parts = ((field, part) for part in value if not isinstance(part, int))
-        case _:
-            return None
-    return next((found for name, part in parts if (found := broken_text(part, name)) is not None), None)
+    adapters = [TypeAdapter[Any](kind) for kind in kinds]
+    return WrapValidator(lambda value, union: adapters[choose(value)].validate_python(value))
 
 
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def is_list(value: object) -> bool:
+    """Whether a value is several."""
+    return isinstance(value, list)
 
 
 class Retrieval(BaseModel):
@@ -154,20 +153,10 @@ class _Request(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Share | None = None
     n: Annotated[int, Field(ge=1)] | None = None
-    stop: str | list[str] | None = None
+    stop: Annotated[str | Texts, by_shape(is_list, str, Texts)] | None = None
     seed: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _whole(cls, body: object) -> object:
-        broken = broken_text(body)
-        if broken is not None:
-            raise ApiError.bad_request(
-                f"{broken or 'the body'} holds half of a surrogate pair. Send whole characters", broken
-            )
-        return body
 
     @model_validator(mode="after")
     def _supported(self) -> "_Request":
@@ -198,27 +187,23 @@ class _Request(BaseModel):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
-Ids = Annotated[list[Annotated[StrictInt, Field(ge=0)]], Field(min_length=1)]
+# The first bad one of a million is enough.
+Prompts = Annotated[list[Text], Field(fail_fast=True, min_length=1)]
+Ids = Annotated[list[Annotated[StrictInt, Field(ge=0)]], Field(fail_fast=True, min_length=1)]
+ManyIds = Annotated[list[Ids], Field(fail_fast=True, min_length=1)]
 
 
-def _kind_of_prompt(prompt: object) -> str:
-    """Which of its types a prompt means, so that a fault in it is told of that type alone."""
+def _kind_of_prompt(prompt: object) -> int:
     if not isinstance(prompt, list):
-        return "str"
+        return 0
     first = prompt[0] if prompt else ""
-    return "list[list[int]]" if isinstance(first, list) else "list[int]" if isinstance(first, int) else "list[str]"
+    return 3 if isinstance(first, list) else 2 if isinstance(first, int) else 1
 
 
 class CompletionRequest(_Request):
     """POST /v1/completions. Several prompts are several requests: each is routed by itself. Token ids are prompts too."""
 
-    prompt: Annotated[
-        Annotated[Text, Tag("str")]
-        | Annotated[list[Text], Field(min_length=1), Tag("list[str]")]
-        | Annotated[Ids, Tag("list[int]")]
-        | Annotated[list[Ids], Field(min_length=1), Tag("list[list[int]]")],
-        Discriminator(_kind_of_prompt),
-    ]
+    prompt: Annotated[Text | Prompts | Ids | ManyIds, by_shape(_kind_of_prompt, Text, Prompts, Ids, ManyIds)]
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
@@ -253,13 +238,16 @@ class TextPart(BaseModel):
     text: str
 
 
+TextParts = Annotated[list[TextPart], Field(fail_fast=True)]
+
+
 class ChatMessage(BaseModel):
     """One message of a conversation. The fields without text are those that a client sends back empty."""
 
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Annotated[str | TextParts, by_shape(is_list, str, TextParts)]
     name: str | None = None
     refusal: None = None
     audio: None = None
@@ -276,7 +264,7 @@ class ChatMessage(BaseModel):
 class ChatCompletionRequest(_Request):
     """POST /v1/chat/completions. Retrieval asks for the last user message."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=256)]
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=256)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LIKELIEST)] | None = None
@@ -542,6 +530,7 @@ class ErrorResponse(BaseModel):
 
 AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=96)]
 Location = Annotated[str, Field(min_length=1, max_length=4096)]
+Row = Annotated[str | dict[str, Any], by_shape(lambda row: isinstance(row, dict), str, dict[str, Any])]
 AdapterState = Literal["ready", "loading", "removing"]
 
 
@@ -557,7 +546,7 @@ class AdapterRequest(BaseModel):
     name: AdapterName
     source: Location
     task: AdapterName | None = None
-    rows: Annotated[list[str | dict[str, Any]], Field(min_length=1)] | None = None
+    rows: Annotated[list[Row], Field(fail_fast=True, min_length=1)] | None = None
     corpus: Location | None = None
 
     @model_validator(mode="after")
