@@ -45,10 +45,10 @@ class Access:
         Raises:
             ApiError: 401 without a key that is known, 403 for one that does not allow it, 503 where the file is damaged.
         """
-        path, headers = scope["path"].removeprefix(scope.get("root_path", "")), Headers(scope=scope)
-        if not path.startswith(API):
+        paths, headers = paths_of(scope), Headers(scope=scope)
+        if not any(path.startswith(API) for path in paths):
             return
-        changes = path.startswith(POOL) and scope["method"] not in READING
+        changes = any(path.startswith(POOL) for path in paths) and scope["method"] not in READING
         keys = self._read()
         if not keys:
             if changes and not (self._open_admin or on_this_machine(scope, headers)):
@@ -122,6 +122,12 @@ def forbidden(message: str) -> ApiError:
     return ApiError(403, message, code="not_allowed")
 
 
+def paths_of(scope: Scope) -> tuple[str, str]:
+    """A request's path, and what is behind the root: a router may go by either, where the root ends within a name."""
+    path = scope["path"]
+    return path, path.removeprefix(scope.get("root_path", ""))
+
+
 def on_this_machine(scope: Scope, headers: Headers) -> bool:
     """Whether a request comes over the loopback interface, from this machine itself, to a name of it.
 
@@ -164,7 +170,7 @@ def _presented(headers: Headers) -> str:
     """The key of a request; none where it has several, of which a proxy may have looked at another one."""
     given = headers.getlist("authorization")
     scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
-    return key.strip() if scheme.lower() == "bearer" and len(key) <= LONGEST_KEY else ""
+    return key.strip(" ") if scheme.lower() == "bearer" and len(key) <= LONGEST_KEY else ""
 
 
 def _stamp(file: Path) -> tuple[int, ...] | None:

@@ -4,7 +4,10 @@ import asyncio
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-COMPLETIONS = ("/v1/completions", "/v1/chat/completions")
+from serve.guard import paths_of
+
+# A router takes a line's end behind a path for the end of the path.
+COMPLETIONS = frozenset(f"/v1/{kind}{end}" for kind in ("completions", "chat/completions") for end in ("", "\n"))
 
 _on_their_way: set["asyncio.Future[None]"] = set()
 
@@ -23,7 +26,7 @@ class InFlight:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
-        if scope["type"] != "http" or scope["path"].removeprefix(scope.get("root_path", "")) not in COMPLETIONS:
+        if scope["type"] != "http" or COMPLETIONS.isdisjoint(paths_of(scope)):
             await self._app(scope, receive, send)
             return
         over = asyncio.get_running_loop().create_future()

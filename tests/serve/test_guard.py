@@ -14,6 +14,38 @@ from serve.errors import answer_errors
 from serve.gateway import api as endpoint
 
 
+def asgi(path, method, headers):
+    """A request as no client's library writes it."""
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": headers,
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 8000),
+    }
+
+
+async def answered(api, scope):
+    """The status of an answer."""
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    await api(scope, receive, send)
+    return sent[0]["status"]
+
+
 @pytest.fixture
 def settings(tmp_path):
     return load_settings(state=tmp_path)
@@ -37,8 +69,9 @@ def ask(settings, monkeypatch):
         async def asked() -> httpx.Response:
             transport = httpx.ASGITransport(api, client=(client, 5000))
             async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as http:
-                bearer = {"Authorization": f"Bearer {key}"} if key else {}
-                return await http.request(method, path, headers=bearer | (headers or {}), content=content)
+                bearer = [("Authorization", f"Bearer {key}")] if key else []
+                given = list(headers.items()) if isinstance(headers, dict) else headers or []
+                return await http.request(method, path, headers=[*bearer, *given], content=content)
 
         return asyncio.run(asked())
 
@@ -94,12 +127,136 @@ def test_changes_of_the_file_count_at_once_and_a_damaged_one_opens_nothing(ask, 
         ({"client": "10.0.0.7"}, 403),
         # A page in a browser of this machine, whose name was made to point here.
         ({"host": "evil.example"}, 403),
-        ({"headers": {"X-Forwarded-For": "10.0.0.7"}}, 403),
+        ({"host": "localhost.evil.example"}, 403),
+        ({"host": "127.0.0.1.evil.example"}, 403),
+        ({"headers": {"Host": "0.0.0.0:8000"}}, 403),
+        ({"headers": {"Host": "me@127.0.0.1:8000"}}, 403),
+        ({"headers": {"Host": "127.0.0.1:8000#.evil.example"}}, 403),
+        ({"headers": {"Host": ""}}, 403),
+        ({"headers": [("Host", "localhost"), ("Host", "evil.example")]}, 403),
+        ({"headers": {"Host": "LocalHost.:8000"}}, 200),
+        ({"headers": {"Host": "127.9.9.9"}}, 200),
+        # A socket for both kinds of addresses shows IPv4 clients so.
+        ({"client": "::ffff:127.0.0.1", "headers": {"Host": "[::ffff:127.0.0.1]:8000"}}, 200),
+        ({"client": "::ffff:10.0.0.7"}, 403),
+        # A page of this endpoint, of another program here, of a file, of elsewhere.
+        ({"headers": {"Origin": "http://localhost:8000", "Sec-Fetch-Site": "same-origin"}}, 200),
+        ({"headers": {"Origin": "http://localhost:3000", "Sec-Fetch-Site": "same-site"}}, 403),
+        ({"headers": {"Origin": "http://localhost:3000"}}, 403),
+        ({"headers": {"Origin": "null"}}, 403),
+        ({"headers": {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}}, 403),
+        ({"headers": [("Origin", "http://localhost:8000"), ("Origin", "https://evil.example")]}, 403),
+        ({"headers": {"Sec-Fetch-Site": "cross-site", "Content-Type": "text/plain"}}, 403),
+        *(
+            ({"headers": {name: "10.0.0.7"}}, 403)
+            for name in (
+                "X-Forwarded-For",
+                "X-Forwarded-Host",
+                "Forwarded",
+                "Via",
+                "X-Real-IP",
+                "CF-Connecting-IP",
+                "True-Client-IP",
+            )
+        ),
     ],
 )
 def test_without_keys_the_pool_is_changed_from_this_machine_alone(ask, asked, status):
     assert ask("POST", "/v1/adapters", **asked).status_code == status
     assert ask("POST", "/v1/completions", **asked).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/adapters",
+        "/v1/adapters/x",
+        "//v1/adapters",
+        "/v1//adapters",
+        "/v1/./adapters",
+        "/x/../v1/adapters",
+        "/V1/adapters",
+        "/v1;x/adapters",
+        "/v1/adapters;x",
+        "/v1/adapters/",
+        "/v1/adapters\n",
+        "/v1/adapters\0",
+        "\\v1\\adapters",
+        "/v1\\adapters",
+        "v1/adapters",
+        "",
+        "*",
+        "http://localhost:8000/v1/adapters",
+        "/fleet/v1/adapters",
+        "/fleet/fleet/v1/adapters",
+        "/fleetv1/adapters",
+        "/v1/adapters/../adapters/x",
+        "/v1/adapters/a/b",
+    ],
+)
+@pytest.mark.parametrize("root", ["", "/fleet", "/v1", "/"])
+def test_no_spelling_of_a_path_or_method_gets_to_the_pool_past_the_guard(settings, path, root):
+    reached = []
+    api = FastAPI()
+    api.add_middleware(guard.KeyGuard)
+
+    @api.post("/v1/adapters")
+    @api.delete("/v1/adapters/{name}")
+    async def change(name: str = "") -> None:
+        reached.append(name)
+
+    guard.guard_by(settings)
+    for method in ("POST", "DELETE", "PUT", "TRACE", "BREW", "post", "GET", "HEAD", "OPTIONS"):
+        for headers in ([], [(b"x-http-method-override", b"DELETE")], [(b"host", b"10.0.0.1")]):
+            scope = asgi(path, method, headers) | {"root_path": root, "client": ("10.0.0.7", 1)}
+            status = asyncio.run(answered(api, scope))
+            assert 300 <= status < 500
+    assert not reached
+    # They are there to be reached.
+    assert asyncio.run(answered(api, asgi("/v1/adapters", "POST", [(b"host", b"localhost")]))) == 200
+    assert reached == [""]
+
+
+def test_a_proxy_on_this_machine_that_speaks_http_1_0_is_no_client_here(settings):
+    guard.guard_by(settings)
+    api = FastAPI()
+    api.add_middleware(guard.KeyGuard)
+    api.post("/v1/adapters")(lambda: None)
+    scope = asgi("/v1/adapters", "POST", [(b"host", b"127.0.0.1:8000")])
+    assert [asyncio.run(answered(api, scope | {"http_version": version})) for version in ("1.1", "1.0")] == [200, 403]
+
+
+def test_a_websocket_gets_nowhere():
+    async def refused():
+        sent = []
+
+        async def receive():
+            return {"type": "websocket.connect"}
+
+        async def send(message):
+            sent.append(message["type"])
+
+        await endpoint({**asgi("/v1/adapters", "GET", []), "type": "websocket", "scheme": "ws"}, receive, send)
+        return sent
+
+    assert asyncio.run(refused()) == ["websocket.close"]
+
+
+def test_odd_authorization_headers_open_nothing(ask, settings, monkeypatch):
+    key = add_key(settings.keys_file, "a", "use")
+    hashed = []
+    looked_up = guard.role_of
+    monkeypatch.setattr(guard, "role_of", lambda given, keys: (hashed.append(len(given)), looked_up(given, keys))[1])
+
+    def status(*values):
+        return ask("GET", "/v1/models", headers=[("Authorization", value) for value in values]).status_code
+
+    assert status(f"Bearer {key}") == status(f"bearer   {key} ") == 200
+    odd = ["", "Bearer", "Bearer ", f"Bearer\t{key}", f"Basic {key}", key, f"Bearer {key}, Bearer {key}", f"Bearer {key}x"]
+    odd += [b"Bearer \xff\xfe", f"Bearer {key}\xa0".encode("latin-1"), b"Bearer \xed\xa0\x80", "Bearer " + "x" * 1_000_000]
+    assert {value if isinstance(value, bytes) else value[:30]: status(value) for value in odd if status(value) != 401} == {}
+    assert status(f"Bearer {key}", f"Bearer {key}") == status("Bearer x", f"Bearer {key}") == 401
+    assert max(hashed) <= guard.LONGEST_KEY
 
 
 def test_open_admin_lets_all_change_the_pool_while_there_are_no_keys(ask, settings, monkeypatch):
