@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from lorafleet.adapters import Roster
 from lorafleet.errors import UnknownAdapter, closest
-from lorafleet.weighing import WEIGHERS, settings_of
+from lorafleet.weighing import MOST_PROTOTYPES, WEIGHERS, settings_of
 from serve.errors import ApiError
 from serve.protocol import CompositionRequest, Retrieval
 
@@ -49,6 +49,11 @@ class Wish:
                     f"Leave it out, or set {self.prefix}weigher to {having}",
                     f"{self.prefix}{name}",
                 )
+        if weigher == "sparse_projection" and self.settings.get("k", 0) > MOST_PROTOTYPES:
+            field = f"{self.prefix}k"
+            raise ApiError.bad_request(
+                f"{field} is {self.settings['k']}. Allowed: at most {MOST_PROTOTYPES} with the weigher {weigher}", field
+            )
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,8 @@ Share = Annotated[float, Field(gt=0, le=1)]
 MOST_WEIGHT = 100.0
 """Of an adapter, either way: what is far beyond gives numbers that no number format holds."""
 LEAST_DENSITY = 0.01
+MOST_PENALTY = 100.0
+"""Of unit vectors no weight is negative from 4 on: more changes nothing but the solver's scale."""
 
 
 def by_shape(choose: Callable[[Any], int], *kinds: Any) -> WrapValidator:
@@ -92,7 +94,7 @@ class Retrieval(BaseModel):
     p: Share | None = None
     k: Annotated[int, Field(ge=1, le=1000)] | None = None
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    penalty: Annotated[float, Field(ge=0, le=MOST_PENALTY)] | None = None
     sharpness: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
     abstain_below: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     top_k: Annotated[int, Field(ge=1, le=1000)] | None = None

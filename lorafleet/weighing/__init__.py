@@ -18,7 +18,7 @@ from lorafleet.weighing.router import Router, train_router
 from lorafleet.weighing.shares import Similar, task_shares
 from lorafleet.weighing.sharpened import sharpened
 from lorafleet.weighing.softmax import Softmax
-from lorafleet.weighing.sparse_projection import SparseProjection
+from lorafleet.weighing.sparse_projection import MOST_PROTOTYPES, SparseProjection
 from lorafleet.weighing.top_k import TopK
 from lorafleet.weighing.uniform import Uniform
 from lorafleet.weighing.weighers import BY_NEIGHBOURS, BY_PLACE, LEARNED, WEIGHERS, make_weigher, settings_of
@@ -28,6 +28,7 @@ __all__ = [
     "BY_NEIGHBOURS",
     "BY_PLACE",
     "LEARNED",
+    "MOST_PROTOTYPES",
     "WEIGHERS",
     "Abstaining",
     "Evidence",

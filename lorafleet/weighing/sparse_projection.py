@@ -10,6 +10,9 @@ from lorafleet.weighing.projection import project
 from lorafleet.weighing.shares import Similar, task_shares
 from lorafleet.weighing.weights import TaskWeights
 
+MOST_PROTOTYPES = 64
+"""The solver's time grows with the cube of their number: 64 take 0.1 s, 256 take 12 s."""
+
 
 @dataclass(frozen=True)
 class SparseProjection:
@@ -17,6 +20,7 @@ class SparseProjection:
 
     Attributes:
         penalty: of the weights' absolute values: at 0 the affine projection, at a large one no weight is negative.
+        k: above MOST_PROTOTYPES as many as that.
     """
 
     penalty: float = 1.0
@@ -26,7 +30,7 @@ class SparseProjection:
         """The weights of the tasks that have a prototype, among these; the largest absolute value first."""
         evidence = Evidence.of(neighbours)
         shares = task_shares(evidence, among)
-        nearest = evidence.nearest(self.k, among)
+        nearest = evidence.nearest(min(self.k, MOST_PROTOTYPES), among)
         if not nearest or evidence.embedding is None:
             return TaskWeights({}, shares)
         weights = project(evidence.embedding, np.stack([near.vector for near in nearest]), self.penalty)

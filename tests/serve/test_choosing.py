@@ -1,5 +1,6 @@
 """What a request means, before anything is asked of a model."""
 
+import json
 from types import SimpleNamespace
 from typing import get_args
 
@@ -8,10 +9,11 @@ from pydantic import ValidationError
 
 from lorafleet.adapters import Roster
 from lorafleet.config import Weighing
-from lorafleet.weighing import WEIGHERS, settings_of
+from lorafleet.weighing import MOST_PROTOTYPES, WEIGHERS, settings_of
 from serve.choosing import Choice, Wish, choose, wish_of
 from serve.errors import ApiError
 from serve.generator import within_reach
+from serve.json_body import read_json
 from serve.protocol import ChatCompletionRequest, CompletionRequest, CompositionRequest, Retrieval, RouteRequest
 
 NOBODY = Roster([])
@@ -32,6 +34,10 @@ def test_a_setting_is_held_against_the_weigher_of_the_request_else_against_the_o
     assert refused.value.param == "temperature"
     projected = RouteRequest(input="x", weigher="sparse_projection", penalty=0, k=5)
     assert wish_of(projected) == Wish("sparse_projection", {"k": 5, "penalty": 0})
+    with pytest.raises(ApiError) as refused:
+        wish_of(CompositionRequest(weigher="sparse_projection", k=MOST_PROTOTYPES + 1), "composition.")
+    assert refused.value.param == "composition.k" and "k is 65. Allowed: at most 64" in refused.value.message
+    assert wish_of(CompositionRequest(weigher="uniform", k=1000)).settings == {"k": 1000}
     sharp = CompositionRequest(weigher="uniform", sharpness=4, abstain_below=0)
     assert wish_of(sharp) == Wish("uniform", {"sharpness": 4, "abstain_below": 0})
 
@@ -39,15 +45,15 @@ def test_a_setting_is_held_against_the_weigher_of_the_request_else_against_the_o
 @pytest.mark.parametrize(
     ("body", "field"),
     [
-        ({"messages": [{"role": "user", "content": "\ud83d"}]}, "messages.content"),
-        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "ok \udc00"}]}]}, "messages.content.text"),
-        ({"messages": [{"role": "user", "content": "x"}], "stop": ["\ud800"]}, "stop"),
+        ({"messages": [{"role": "user", "content": "\ud83d"}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "ok \udc00"}]}]}, "messages.0.content.0.text"),
+        ({"messages": [{"role": "user", "content": "x"}], "stop": ["\ud800"]}, "stop.0"),
         ({"messages": [{"role": "user", "content": "x"}], "composition": {"weights": {"\ud800": 1}}}, "composition.weights"),
     ],
 )
 def test_half_a_character_is_refused_by_its_field(body, field):
     with pytest.raises(ApiError) as refused:
-        ChatCompletionRequest(**body)
+        read_json(json.dumps(body).encode())
     assert (refused.value.status, refused.value.param) == (400, field)
     refused.value.response()
 
@@ -55,7 +61,7 @@ def test_half_a_character_is_refused_by_its_field(body, field):
 def test_whole_characters_and_weights_within_bounds_are_taken():
     assert ChatCompletionRequest(messages=[{"role": "user", "content": "\U0001f600 né"}]).query == "\U0001f600 né"
     assert CompositionRequest(weights={"copa": -100, "piqa": 100}, density=0.01)
-    for wrong in ({"weights": {"copa": 1e20}}, {"weights": {"copa": -101}}, {"density": 1e-50}):
+    for wrong in ({"penalty": 100.1}, {"weights": {"copa": 1e20}}, {"weights": {"copa": -101}}, {"density": 1e-50}):
         with pytest.raises(ValidationError):
             CompositionRequest(**wrong)
 

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest import approx
+from scipy.optimize import minimize
 
 from lorafleet.weighing import (
     BY_PLACE,
+    MOST_PROTOTYPES,
     Abstaining,
     Evidence,
     Joint,
@@ -21,6 +23,7 @@ from lorafleet.weighing import (
     SparseProjection,
     learn_places,
     make_weigher,
+    projection,
     read_places,
     train_router,
     write_places,
@@ -96,6 +99,24 @@ def test_projected_weights_sum_to_one_and_lie_on_the_nearest(seed, penalty, coun
     assert sum(weights.values()) == approx(1, abs=1e-5)
     assert set(weights) <= {near.task for near in prototypes.nearest(query, count)}
     assert [abs(weight) for weight in weights.values()] == sorted(map(abs, weights.values()), reverse=True)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 100.0])
+def test_a_projection_onto_a_thousand_prototypes_is_one_onto_a_few(monkeypatch, penalty):
+    solved = []
+
+    def counted(loss, start, **options):
+        found = minimize(loss, start, **options)
+        solved.append((len(start), found.nfev, found.nit))
+        return found
+
+    monkeypatch.setattr(projection, "minimize", counted)
+    draws = np.random.default_rng(7)
+    prototypes = Prototypes.of({str(task): draws.standard_normal(64) for task in range(1000)})
+    weights = SparseProjection(penalty, 1000).weigh(Evidence([], draws.standard_normal(64).astype(np.float32), prototypes))
+    ((unknowns, evaluations, steps),) = solved
+    assert unknowns == 2 * MOST_PROTOTYPES and steps <= projection.STEPS and evaluations <= 10 * projection.STEPS
+    assert 0 < len(weights) <= MOST_PROTOTYPES and sum(weights.values()) == approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("tasks", [2, 4])

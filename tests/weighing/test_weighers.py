@@ -33,7 +33,15 @@ ROWS = [Row("a", 0.9), Row("b", 0.8), Row("a", 0.7), Row("c", 0.4), Row("b", 0.4
 SIMILARITIES = st.floats(-1, 1, allow_subnormal=False)
 NEIGHBOURS = st.lists(st.builds(Row, st.sampled_from("abcdefg"), SIMILARITIES), max_size=100)
 EVERYTHING = {"p": 0.3, "k": 2, "temperature": 0.7}
-SETTINGS = st.fixed_dictionaries({"p": st.floats(0.01, 1), "k": st.integers(1, 9), "temperature": st.floats(1e-3, 1e3)})
+# As far as a request may go.
+SETTINGS = st.fixed_dictionaries(
+    {
+        "p": st.floats(0, 1, exclude_min=True),
+        "k": st.integers(1, 1000),
+        "temperature": st.floats(0, exclude_min=True, allow_infinity=False),
+        "sharpness": st.floats(0, 100, exclude_min=True),
+    }
+)
 
 
 @pytest.mark.parametrize(
