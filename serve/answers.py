@@ -1,8 +1,12 @@
 """What a whole answer over HTTP says: texts, tokens, composition, time."""
 
+import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from fastapi import Response
+from pydantic import BaseModel
 
 from lorafleet.engine.text import HALF
 from serve.messages import Begun, Completed, Ended, Token
@@ -23,6 +27,19 @@ from serve.protocol import (
     TopLogprob,
     Usage,
 )
+
+
+async def written(answer: Callable[[], BaseModel], large: bool) -> Response:
+    """A whole answer, put together and written as JSON.
+
+    Args:
+        large: off the event loop, as with the alternatives to every token.
+    """
+
+    def body() -> str:
+        return answer().model_dump_json()
+
+    return Response(await asyncio.to_thread(body) if large else body(), media_type="application/json")
 
 
 def completion_response(request: CompletionRequest, completed: Sequence[Completed], start: float) -> CompletionResponse:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Header
+from fastapi import FastAPI, Header, Response
 from pydantic import BaseModel
 from ray import serve
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
@@ -19,7 +19,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from lorafleet.adapters import StoredAdapter, stored_adapters
 from lorafleet.config import Settings
 from lorafleet.errors import LoRAFleetError, RequestError
-from serve.answers import chat_response, completion_response, milliseconds_since
+from serve.answers import chat_response, completion_response, milliseconds_since, written
 from serve.body_limit import BodyLimit, limit_by
 from serve.calls import answered, over_grpc
 from serve.choosing import AUTO, BASE, Choice, Wish, choose, task_of_model, wish_of
@@ -143,9 +143,7 @@ class Gateway:
         await self._follower.start()
 
     @api.post("/v1/completions", response_model=CompletionResponse, responses=ERRORS | streamed(CompletionChunk))
-    async def complete(
-        self, request: CompletionRequest, x_request_timeout: Timeout = None
-    ) -> CompletionResponse | EventStream:
+    async def complete(self, request: CompletionRequest, x_request_timeout: Timeout = None) -> Response:
         """Continue one or several prompts, each under the composition that it asks for or that retrieval finds."""
         start, deadline = time.perf_counter(), self._deadline(x_request_timeout)
         choice = choose(request.model, request.composition, self._roster)
@@ -164,14 +162,13 @@ class Gateway:
         if request.stream:
             chunks = Chunks(CompletionWording(request), sampling.n, request.include_usage, start)
             return await self._stream(orders, chunks, deadline)
-        return completion_response(request, await self._complete(orders, deadline), start)
+        completed = await self._complete(orders, deadline)
+        return await written(partial(completion_response, request, completed, start), request.logprobs is not None)
 
     @api.post(
         "/v1/chat/completions", response_model=ChatCompletionResponse, responses=ERRORS | streamed(ChatCompletionChunk)
     )
-    async def chat(
-        self, request: ChatCompletionRequest, x_request_timeout: Timeout = None
-    ) -> ChatCompletionResponse | EventStream:
+    async def chat(self, request: ChatCompletionRequest, x_request_timeout: Timeout = None) -> Response:
         """Answer a conversation; retrieval asks for its last user message."""
         start, deadline = time.perf_counter(), self._deadline(x_request_timeout)
         choice = choose(request.model, request.composition, self._roster)
@@ -188,7 +185,7 @@ class Gateway:
             chunks = Chunks(ChatWording(request), sampling.n, request.include_usage, start)
             return await self._stream(orders, chunks, deadline)
         (completed,) = await self._complete(orders, deadline)
-        return chat_response(request, completed, start)
+        return await written(partial(chat_response, request, completed, start), bool(request.logprobs))
 
     @api.post("/v1/route", response_model=RouteResponse, responses=ERRORS)
     async def route(self, request: RouteRequest, x_request_timeout: Timeout = None) -> RouteResponse:

@@ -22,9 +22,9 @@ from lorafleet.models import pick_device
 from serve.answering import Answering
 from serve.follower import Follower, Published
 from serve.logs import log_through_serve
-from serve.messages import Begun, Completed, Continuation, Ended, Load, News, Order, Token, Weighed
+from serve.messages import Begun, Completed, Continuation, Ended, Load, News, Order, Weighed
 from serve.metrics import GenerationMetrics
-from serve.transcript import Transcript
+from serve.transcript import Transcript, tell
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -124,31 +124,25 @@ class Generator:
         heard: list[list[Piece]] = [[] for _ in requests]
         answers = await generate(self._engine, requests, [pieces.append for pieces in heard])
         self._metrics.observe(begun.composition, answers)
-        continuations = [
-            Continuation(answer.text, self._told(answer, pieces), ended(answer))
-            for answer, pieces in zip(answers, heard, strict=True)
-        ]
+        told = await tell(self._engine.tokenizer, answers, heard)
+        continuations = (
+            Continuation(answer.text, tokens, ended(answer)) for answer, tokens in zip(answers, told, strict=True)
+        )
         return Completed(begun, tuple(continuations))
 
     async def stream(self, order: Order, weighed: Weighed | None = None) -> AsyncIterator[Begun | list[News]]:
         """As `complete`, piece by piece: first how it begins, once the engine has taken it, then news of its answers."""
         begun, requests = await self._begin(order, weighed)
         wanted = order.sampling.likeliest is not None
-        transcripts = [Transcript(self._engine.tokenizer) for _ in requests]
+        transcripts = [Transcript(self._engine.tokenizer) for _ in requests] if wanted else []
         answering = Answering(self._engine, requests)
         whole: list[Generation] = []
         try:
             yield begun
             async for batch in answering:
-                news = []
-                for choice, what in batch:
-                    if isinstance(what, Generation):
-                        whole.append(what)
-                        news.append(News(choice, "", ended=ended(what)))
-                        continue
-                    tokens = transcripts[choice].hear(what) if wanted else ()
-                    if what.text or tokens:
-                        news.append(News(choice, what.text, tokens))
+                whole += [what for _, what in batch if isinstance(what, Generation)]
+                # Twenty alternatives to each token are many texts.
+                news = await asyncio.to_thread(news_of, batch, transcripts) if wanted else news_of(batch)
                 if news:
                     yield news
         finally:
@@ -194,11 +188,22 @@ class Generator:
             echo = prompt if isinstance(prompt, str) else await self.text_of(prompt)
         return Begun(composition, weighed, echo), choices(request, sampling.n)
 
-    def _told(self, answer: Generation, pieces: Sequence[Piece]) -> tuple[Token, ...]:
-        """The tokens of an answer, behind those of its prompt where they are wanted."""
-        transcript = Transcript(self._engine.tokenizer)
-        prompt = transcript.echo(answer.prompt) if answer.prompt else ()
-        return (*prompt, *(token for piece in pieces for token in transcript.hear(piece)))
+
+def news_of(batch: Sequence[tuple[int, Piece | Generation]], transcripts: Sequence[Transcript] = ()) -> list[News]:
+    """What a stream says of pieces and ends.
+
+    Args:
+        transcripts: of the choices, where their tokens are wanted.
+    """
+    news = []
+    for choice, what in batch:
+        if isinstance(what, Generation):
+            news.append(News(choice, "", ended=ended(what)))
+            continue
+        tokens = transcripts[choice].hear(what) if transcripts else ()
+        if what.text or tokens:
+            news.append(News(choice, what.text, tokens))
+    return news
 
 
 async def generate(

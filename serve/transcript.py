@@ -1,10 +1,11 @@
 """The tokens of an answer as texts, given out once their own text is certain."""
 
+import asyncio
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lorafleet.engine import Piece, TokenChoice, ToldPrompt
+from lorafleet.engine import Generation, Piece, TokenChoice, ToldPrompt
 from lorafleet.engine.text import HALF, TextStream
 from serve.messages import Token
 
@@ -53,6 +54,23 @@ class Transcript:
 
     def _text(self, token: int) -> str:
         return token_text(self._tokenizer, self._last, token)
+
+
+async def tell(
+    tokenizer: "PreTrainedTokenizerBase", answers: Sequence[Generation], heard: Sequence[Sequence[Piece]]
+) -> list[tuple[Token, ...]]:
+    """The tokens of whole answers, behind those of their prompts where they are wanted.
+
+    Twenty alternatives to each token of sixteen answers are 170,000 texts: they are written off the event loop, and one
+    answer after the other, so that a request which is called off stops between two.
+    """
+
+    def told(answer: Generation, pieces: Sequence[Piece]) -> tuple[Token, ...]:
+        transcript = Transcript(tokenizer)
+        prompt = transcript.echo(answer.prompt) if answer.prompt else ()
+        return (*prompt, *(token for piece in pieces for token in transcript.hear(piece)))
+
+    return [await asyncio.to_thread(told, answer, pieces) for answer, pieces in zip(answers, heard, strict=True)]
 
 
 def token_text(tokenizer: "PreTrainedTokenizerBase", before: int | None, token: int) -> str:

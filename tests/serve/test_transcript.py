@@ -1,6 +1,9 @@
 """Tokens as texts, and the engine's answers in an event loop, on a tiny model with bytes for tokens."""
 
 import asyncio
+import threading
+import time
+from collections import Counter
 
 import pytest
 from engine.families import NEVER, build
@@ -10,8 +13,10 @@ from lorafleet.engine import Engine, Generation, GenerationRequest, Piece, Token
 from lorafleet.engine.text import HALF, TextStream
 from lorafleet.errors import EngineFull
 from serve.answering import Answering
-from serve.answers import utf8
-from serve.transcript import Transcript, token_text
+from serve.answers import utf8, written
+from serve.generator import generate
+from serve.protocol import Health
+from serve.transcript import Transcript, tell, token_text
 
 TOKENIZER = tiny_tokenizer(adds_bos=False)
 
@@ -80,6 +85,47 @@ def test_answers_come_piece_by_piece_and_together_are_the_whole(engine):
     texts, ends = asyncio.run(hear())
     whole = engine.generate(requests)
     assert texts == [ends[number].text for number in range(3)] == [answer.text for answer in whole]
+
+
+class Watched:
+    """A tokenizer that notes which thread writes its texts."""
+
+    def __init__(self):
+        self.threads = Counter()
+
+    def decode(self, tokens, **how):
+        self.threads[threading.get_ident()] += 1
+        return TOKENIZER.decode(tokens, **how)
+
+
+def test_alternatives_are_written_off_the_event_loop_and_one_answer_after_the_other(engine):
+    heard, tokenizer = [[] for _ in range(4)], Watched()
+    asked = [GenerationRequest("x", max_tokens=30, temperature=1.0, likeliest=20, tell_prompt=True) for _ in heard]
+
+    async def drive():
+        answers = await generate(engine, asked, [pieces.append for pieces in heard])
+        loop, dumped = threading.get_ident(), []
+        whole = await tell(tokenizer, answers, heard)
+        assert loop not in tokenizer.threads and tokenizer.threads.total() > 4 * 30 * 20
+        assert [len(tokens) for tokens in whole] == [31] * 4
+        # Whoever gives up while the first answer is written does not have the others written.
+        tokenizer.threads.clear()
+        telling = asyncio.create_task(tell(tokenizer, answers, heard))
+        while not tokenizer.threads:
+            await asyncio.sleep(0)
+        telling.cancel()
+        await asyncio.wait([telling])
+        await asyncio.to_thread(time.sleep, 0.3)
+        assert tokenizer.threads.total() < 2 * 30 * 20 * 3
+
+        def answer():
+            dumped.append(threading.get_ident())
+            return Health()
+
+        assert [(await written(answer, large)).body for large in (True, False)] == [b'{"status":"ok"}'] * 2
+        assert dumped[0] != loop == dumped[1]
+
+    asyncio.run(drive())
 
 
 def test_all_requests_are_taken_or_none_and_to_cancel_frees_them(engine):
