@@ -7,7 +7,8 @@ from lorafleet.adapters import Roster
 from lorafleet.errors import UnknownAdapter, closest
 from lorafleet.weighing import MOST_PROTOTYPES, WEIGHERS, settings_of
 from serve.errors import ApiError
-from serve.protocol import CompositionRequest, Retrieval
+from serve.json_body import MAX_NAME
+from serve.protocol import CompositionRequest, Retrieval, shown
 
 AUTO = "auto"
 BASE = "base"
@@ -118,7 +119,7 @@ def task_of_model(model: str, roster: Roster) -> str:
         return roster.task_of(model)
     except UnknownAdapter:
         known = [AUTO, BASE, *roster.adapters, *(adapter.name for adapter in roster.adapters.values())]
-        message = f"no model named {model!r}. {closest(model, known)}"
+        message = f"no model named {shown(model)}. {closest(model[:MAX_NAME], known)}"
         raise ApiError(404, message, param="model", code="model_not_found") from None
 
 

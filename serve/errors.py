@@ -135,7 +135,8 @@ def answer_errors(api: FastAPI) -> None:
     async def failed(request: Request, error: Exception) -> JSONResponse:
         answer = as_api_error(error)
         if answer.status == 500:
-            logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+            # As a literal: a path may hold line ends.
+            logger.error("%s %r failed", request.method, request.url.path[:200], exc_info=error)
         return answer.response()
 
     # Of each kind by itself: what is handled as plain Exception is raised once more behind the answer.

@@ -16,6 +16,8 @@ from serve.errors import ApiError
 MAX_LEVELS = 64
 MAX_MEMBERS = 4096
 """Of one object: pydantic reports each unknown member, and the report is far larger than the body."""
+MAX_NAME = 256
+"""Characters: errors repeat a name, and look for those like it."""
 MAX_BITS = 64
 LARGE = 64 * 1024
 """Bytes from which a body is parsed off the event loop."""
@@ -143,6 +145,8 @@ def _problems(body: Any) -> Iterator[tuple[Path, str]]:
                 yield (path, value.name), "is given twice. Leave one out"
             elif len(value) > MAX_MEMBERS:
                 yield path, f"has {len(value)} members. Allowed: at most {MAX_MEMBERS}"
+            elif any(len(name) > MAX_NAME for name in value):
+                yield path, f"has a member with a name of more than {MAX_NAME} characters"
             else:
                 left.extend((part, (path, name), level + 1) for name, part in value.items())
         elif not _fits(value):

@@ -22,6 +22,7 @@ from lorafleet.config import MethodName, WeigherName
 from lorafleet.engine.requests import MOST_LIKELIEST
 from lorafleet.errors import closest
 from serve.errors import ApiError
+from serve.json_body import MAX_NAME
 
 METHODS: tuple[str, ...] = get_args(MethodName)
 MAX_STOPS = 4
@@ -54,6 +55,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 
 Text = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 Texts = Annotated[list[str], Field(fail_fast=True)]
 Share = Annotated[float, Field(gt=0, le=1)]
 MOST_WEIGHT = 100.0
@@ -107,7 +109,7 @@ class CompositionRequest(Retrieval):
     With `neighbours` the answer shows the rows of the corpora that the weights come from.
     """
 
-    method: str | None = None
+    method: Name | None = None
     weights: dict[str, Annotated[float, Field(ge=-MOST_WEIGHT, le=MOST_WEIGHT, allow_inf_nan=False)]] | None = None
     density: Annotated[float, Field(ge=LEAST_DENSITY, le=1)] | None = None
 
@@ -149,7 +151,7 @@ class _Request(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    model: Text = "auto"
+    model: Name = "auto"
     composition: CompositionRequest | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None

@@ -29,6 +29,8 @@ RAY_ENVIRONMENT = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
     # From the proxy to a gateway by gRPC is quicker than by tasks of Ray's actors.
     "RAY_SERVE_PROXY_USE_GRPC": "1",
+    # Headers that Ray cannot decode fail in the proxy, and others let clients turn off its timeout.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.proxy_headers.middlewares",
 }
 """What every process of a cluster is to have that serves a fleet."""
 PortOption = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="The endpoint's port [8000].")]

@@ -106,6 +106,7 @@ def test_nesting_is_bounded_and_the_bound_is_said(opening: str, closing: str, le
         (r'"metadata": {"a": ["x", "\ud83d"]}', "metadata.a.1", "surrogate"),
         (r'"metadata": {"\ud83d": 1}', "metadata", "surrogate"),
         (r'"\ud83d": 1', None, "surrogate"),
+        (f'"metadata": {{"{"x" * 257}": 1}}', "metadata", "name of more than 256"),
         ('"n" 1', None, "not JSON.*line 1, column"),
     ],
 )
