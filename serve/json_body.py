@@ -26,7 +26,7 @@ Path = tuple[Any, str | int] | None
 
 
 class RepeatedName(dict[str, Any]):
-    """An object of a body that has a name twice."""
+    """An object that has a name twice, or a body with one in it. Models refuse it once their fields are in order."""
 
     name: str
 
@@ -99,8 +99,12 @@ def read_json(body: bytes) -> Any:
             f"the body is not UTF-8: byte {error.start} is 0x{body[error.start]:02x}. Send JSON as UTF-8", None
         ) from None
     value = _parsed(text)
-    for path, problem in _problems(value):
+    twice: list[str] = []
+    for path, problem in _problems(value, twice):
         raise ApiError.bad_request(f"{_written(path) or 'the body'} {problem}", _written(path))
+    if twice and isinstance(value, dict):
+        value = RepeatedName(value)
+        value.name = twice[-1]
     return value
 
 
@@ -127,7 +131,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return repeated
 
 
-def _problems(body: Any) -> Iterator[tuple[Path, str]]:
+def _problems(body: Any, twice: list[str]) -> Iterator[tuple[Path, str]]:
     left: list[tuple[Any, Path, int]] = [(body, None, 0)]
     while left:
         value, path, level = left.pop()
@@ -141,14 +145,14 @@ def _problems(body: Any) -> Iterator[tuple[Path, str]]:
                 left.extend((part, (path, index), level + 1) for index, part in _suspects(value))
             elif not all(map(_encodes, value)):
                 yield path, "holds half of a surrogate pair. Send whole characters"
-            elif isinstance(value, RepeatedName):
-                yield (path, value.name), "is given twice. Leave one out"
             elif len(value) > MAX_MEMBERS:
                 yield path, f"has {len(value)} members. Allowed: at most {MAX_MEMBERS}"
             elif any(len(name) > MAX_NAME for name in value):
                 yield path, f"has a member with a name of more than {MAX_NAME} characters"
             else:
                 left.extend((part, (path, name), level + 1) for name, part in value.items())
+                if isinstance(value, RepeatedName):
+                    twice.append(_written((path, value.name)) or "")
         elif not _fits(value):
             yield path, f"is a number out of range. Allowed: finite numbers, and integers of at most {MAX_BITS} bits"
 

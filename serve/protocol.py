@@ -22,7 +22,7 @@ from lorafleet.config import MethodName, WeigherName
 from lorafleet.engine.requests import MOST_LIKELIEST
 from lorafleet.errors import closest
 from serve.errors import ApiError
-from serve.json_body import MAX_NAME
+from serve.json_body import MAX_NAME, RepeatedName
 
 METHODS: tuple[str, ...] = get_args(MethodName)
 MAX_STOPS = 4
@@ -146,7 +146,19 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = None
 
 
-class _Request(BaseModel):
+class Body(BaseModel):
+    """The body of a request."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _named_once(cls, body: Any, whole: Callable[[Any], Any]) -> Any:
+        read = whole(body)
+        if isinstance(body, RepeatedName):
+            raise ApiError.bad_request(f"{body.name} is given twice. Leave one out", body.name)
+        return read
+
+
+class _Request(Body):
     """What both kinds of completion share."""
 
     model_config = ConfigDict(extra="allow")
@@ -287,7 +299,7 @@ class ChatCompletionRequest(_Request):
         return next((message.text for message in reversed(self.messages) if message.role == "user"), "")
 
 
-class RouteRequest(Retrieval):
+class RouteRequest(Body, Retrieval):
     """POST /v1/route. `neighbours: false` leaves them out of the answer."""
 
     input: Text
@@ -538,7 +550,7 @@ Row = Annotated[str | dict[str, Any], by_shape(lambda row: isinstance(row, dict)
 AdapterState = Literal["ready", "loading", "removing"]
 
 
-class AdapterRequest(BaseModel):
+class AdapterRequest(Body):
     """POST /v1/adapters: a PEFT folder and its corpus; without rows it is found by its name alone, or by its task's rows.
 
     `source` and `corpus` are paths or file:// URIs below one of serving.adapter_roots. A row is a text, an object with a
