@@ -3,9 +3,13 @@
 import asyncio
 import json
 import socket
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
+import serve
+from lorafleet.cli.service import RAY_ENVIRONMENT
 from serve.proxy_headers import ProxyHeaders, middlewares
 
 BODY = b'{"model": "base", "prompt": "a", "max_tokens": 1}'
@@ -52,6 +56,15 @@ def test_headers_that_steer_ray_do_not_reach_it():
     dropped = [(name, value) for name in steering for value in (b"\xff\xfe", b"0", b"?1")]
     assert passed(*kept, *dropped, (b"tracestate", b"\xff")) == (kept, [])
     assert [middleware.cls for middleware in middlewares()] == [ProxyHeaders]
+
+
+def test_every_way_to_start_a_cluster_has_its_proxies_check_headers():
+    variable = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+    module, name = RAY_ENVIRONMENT[variable].rsplit(".", 1)
+    assert getattr(import_module(module), name) is middlewares
+    for file in ("clusters/environment.sh", "kubernetes/rayservice.yaml"):
+        text = (Path(serve.__file__).parent.parent / file).read_text()
+        assert text.count(variable) == text.count(RAY_ENVIRONMENT[variable]) == text.count("RAY_SERVE_PROXY_USE_GRPC") > 0
 
 
 def exchange(port, head, body=b""):
