@@ -11,6 +11,8 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    StrictBool,
+    StrictFloat,
     StrictInt,
     TypeAdapter,
     WrapValidator,
@@ -57,7 +59,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 Texts = Annotated[list[str], Field(fail_fast=True)]
-Share = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[StrictFloat, Field(gt=0, le=1)]
 MOST_WEIGHT = 100.0
 """Of an adapter, either way: what is far beyond gives numbers that no number format holds."""
 LEAST_DENSITY = 0.01
@@ -94,13 +96,13 @@ class Retrieval(BaseModel):
 
     weigher: WeigherName | None = None
     p: Share | None = None
-    k: Annotated[int, Field(ge=1, le=1000)] | None = None
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    penalty: Annotated[float, Field(ge=0, le=MOST_PENALTY)] | None = None
-    sharpness: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
-    abstain_below: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
-    top_k: Annotated[int, Field(ge=1, le=1000)] | None = None
-    neighbours: bool | None = None
+    k: Annotated[StrictInt, Field(ge=1, le=1000)] | None = None
+    temperature: Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)] | None = None
+    penalty: Annotated[StrictFloat, Field(ge=0, le=MOST_PENALTY)] | None = None
+    sharpness: Annotated[StrictFloat, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
+    abstain_below: Annotated[StrictFloat, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    top_k: Annotated[StrictInt, Field(ge=1, le=1000)] | None = None
+    neighbours: StrictBool | None = None
 
 
 class CompositionRequest(Retrieval):
@@ -110,8 +112,8 @@ class CompositionRequest(Retrieval):
     """
 
     method: Name | None = None
-    weights: dict[str, Annotated[float, Field(ge=-MOST_WEIGHT, le=MOST_WEIGHT, allow_inf_nan=False)]] | None = None
-    density: Annotated[float, Field(ge=LEAST_DENSITY, le=1)] | None = None
+    weights: dict[str, Annotated[StrictFloat, Field(ge=-MOST_WEIGHT, le=MOST_WEIGHT, allow_inf_nan=False)]] | None = None
+    density: Annotated[StrictFloat, Field(ge=LEAST_DENSITY, le=1)] | None = None
 
     @field_validator("method")
     @classmethod
@@ -142,8 +144,8 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    include_usage: bool | None = None
-    include_obfuscation: bool | None = None
+    include_usage: StrictBool | None = None
+    include_obfuscation: StrictBool | None = None
 
 
 class Body(BaseModel):
@@ -165,13 +167,13 @@ class _Request(Body):
 
     model: Name = "auto"
     composition: CompositionRequest | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    temperature: Annotated[StrictFloat, Field(ge=0, le=2)] | None = None
     top_p: Share | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[StrictInt, Field(ge=1)] | None = None
     stop: Annotated[str | Texts, by_shape(is_list, str, Texts)] | None = None
-    seed: int | None = None
-    stream: bool | None = None
+    seed: StrictInt | None = None
+    stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
 
     @model_validator(mode="after")
@@ -220,9 +222,9 @@ class CompletionRequest(_Request):
     """POST /v1/completions. Several prompts are several requests: each is routed by itself. Token ids are prompts too."""
 
     prompt: Annotated[Text | Prompts | Ids | ManyIds, by_shape(_kind_of_prompt, Text, Prompts, Ids, ManyIds)]
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
-    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    echo: bool | None = None
+    max_tokens: Annotated[StrictInt, Field(ge=0)] | None = None
+    logprobs: Annotated[StrictInt, Field(ge=0, le=5)] | None = None
+    echo: StrictBool | None = None
 
     @model_validator(mode="after")
     def _echoes(self) -> "CompletionRequest":
@@ -281,9 +283,9 @@ class ChatCompletionRequest(_Request):
     """POST /v1/chat/completions. Retrieval asks for the last user message."""
 
     messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=256)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LIKELIEST)] | None = None
+    max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    logprobs: StrictBool | None = None
+    top_logprobs: Annotated[StrictInt, Field(ge=0, le=MOST_LIKELIEST)] | None = None
 
     @model_validator(mode="after")
     def _asks(self) -> "ChatCompletionRequest":
