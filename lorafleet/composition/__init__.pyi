@@ -1,4 +1,4 @@
-from .adapter import Adapter, LowRank, load_adapter
+from .adapter import Adapter, LowRank, check_number_format, load_adapter
 from .composition import BASE, Composition
 from .layer import ComposedModel
 from .methods import METHODS
@@ -17,6 +17,7 @@ __all__ = [
     "LowRank",
     "Recipe",
     "Run",
+    "check_number_format",
     "load_adapter",
     "page_rank_for",
 ]

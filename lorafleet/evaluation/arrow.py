@@ -15,6 +15,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.arrow import create_arrow_model
 
 from lorafleet.adapters import StoredAdapter, adapter_shape
+from lorafleet.composition.peft_format import read_config
 from lorafleet.config import Settings
 from lorafleet.engine import OptionScore
 from lorafleet.errors import AdapterError
@@ -156,6 +157,14 @@ class ArrowModel:
 
 
 def _check_alike(adapters: Sequence[StoredAdapter]) -> None:
+    for adapter in adapters:
+        # PEFT, which loads them, runs these as regular expressions, whatever time that takes.
+        config = read_config(adapter.folder, adapter.task)
+        if config.alpha_pattern or config.rank_pattern or isinstance(config.target_modules, str):
+            raise AdapterError(
+                f"arrow takes no patterns, adapter {adapter.task} has some (alpha_pattern, rank_pattern, target_modules)",
+                "List the modules by their names, or leave arrow out",
+            )
     shapes = {adapter.task: adapter_shape(adapter) for adapter in adapters}
     known = {(shape.rank, shape.modules): task for task, shape in shapes.items()}
     if len(known) > 1:

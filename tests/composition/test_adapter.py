@@ -9,7 +9,7 @@ from conftest import tiny_llama
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from lorafleet.composition import METHODS, Adapter, ComposedModel, Composition, LowRank, load_adapter
+from lorafleet.composition import METHODS, Adapter, ComposedModel, Composition, LowRank, check_number_format, load_adapter
 from lorafleet.errors import AdapterError, CompositionError, UnknownAdapter
 
 KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
@@ -107,6 +107,17 @@ def test_other_kinds_of_adapters_are_refused(tmp_path):
         ({"lora_alpha": float("inf")}, "lora_alpha is inf"),
         ({"alpha_pattern": {"q_proj": -8}}, "alpha_pattern.q_proj is -8"),
         ({"alpha_pattern": {"q_proj": "8"}}, "alpha_pattern.q_proj is '8'"),
+        ({"alpha_pattern": [["q_proj", 8]]}, "alpha_pattern is .* It must be an object of module names, each with a number"),
+        (
+            {"alpha_pattern": {"(.+)+!": 8}},
+            r"alpha_pattern has the key '\(\.\+\)\+!' .*position 4 is not read.*docs/pool.md",
+        ),
+        ({"rank_pattern": {"q_proj(": 8}}, "rank_pattern has the key .* a group is not closed"),
+        ({"rank_pattern": {"q_proj": 0.5}}, "rank_pattern.q_proj is 0.5 .* whole number above 0"),
+        ({"lora_alpha": True}, "lora_alpha is True"),
+        ({"lora_alpha": 10**400}, "lora_alpha is 1000.* It must be a number above 0"),
+        ({"use_rslora": "no"}, "use_rslora is 'no' .* It must be true or false"),
+        ({"bias": ["x" * 9999]}, r"uses bias=\['xxx.{,100}\.\.\.\. Only"),
     ],
     ids=lambda value: "" if isinstance(value, str) else str(value),
 )
@@ -124,7 +135,11 @@ def test_a_start_that_leaves_the_base_model_alone_is_read(saved, start):
     ("text", "named"),
     [
         (b"{", "adapter_config.json is not JSON: "),
-        (b"\xff\xfe", "adapter_config.json is not JSON: "),
+        (b"\xff\xfe", "adapter_config.json is not JSON: .*in UTF-8"),
+        ("{}".encode("utf-16"), "adapter_config.json is not JSON: .*in UTF-8"),
+        (b'{"x":' + b"[" * 5000 + b"]" * 5000 + b"}", "adapter_config.json is not JSON: recursion limit"),
+        (b'{"lora_alpha": ' + b"9" * 9999 + b"}", "adapter_config.json is not JSON: number out of range"),
+        (b" " * (1024 * 1024 + 1), "adapter_config.json has more than 1048576 bytes"),
         (b"[]", "adapter_config.json is not a JSON object"),
         (None, "cannot read .*adapter_config.json: No such file"),
     ],
@@ -167,7 +182,7 @@ def test_tensors_that_do_not_belong_together_are_refused(saved):
     refuses(mismatch, A=a[:3].clone(), B=b)
     refuses(mismatch, A=a[0].clone(), B=b)
     refuses(mismatch, A=a, B=b[0].clone())
-    refuses(mismatch, A=a[:0].clone(), B=b[:, :0].clone())
+    refuses(r".*q_proj\.lora_A\.weight is empty, its shape is \(0, 32\)", A=a[:0].clone(), B=b[:, :0].clone())
     for value in (float("nan"), float("inf")):
         refuses("model.*q_proj holds a value that is not finite", A=a, B=b.index_fill(0, torch.tensor(1), value))
 
@@ -182,6 +197,79 @@ def test_tensors_of_other_kinds_are_refused(saved):
     with_tensors(saved, dict.clear)
     with pytest.raises(AdapterError, match="adapter plain holds no layer"):
         load_adapter(saved)
+
+
+@pytest.mark.parametrize(
+    "number_format",
+    ["float8_e4m3fn", "float8_e5m2", "int8", "uint8", "int64", "bool", "complex64"],
+)
+def test_other_number_formats_are_refused_by_name(saved, number_format):
+    kind = getattr(torch, number_format)
+    with_tensors(saved, lambda tensors: tensors.update({KEY.format("B"): tensors[KEY.format("B")].to(kind)}))
+    says = rf"q_proj\.lora_B\.weight is {number_format}\. Allowed: float16, bfloat16, float32, float64"
+    with pytest.raises(AdapterError, match=says):
+        load_adapter(saved)
+
+
+@pytest.mark.parametrize("number_format", [torch.float16, torch.bfloat16, torch.float64])
+def test_halves_of_two_number_formats_are_read(saved, number_format):
+    with_tensors(saved, lambda tensors: tensors.update({KEY.format("A"): tensors[KEY.format("A")].to(number_format)}))
+    layer = load_adapter(saved).layers["model.layers.0.self_attn.q_proj"]
+    assert (layer.a.dtype, layer.b.dtype) == (number_format, torch.float32)
+
+
+def renamed(tensors, old, new):
+    for key in list(tensors):
+        tensors[key.replace(old, new)] = tensors.pop(key)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda tensors: [tensors.update({key: torch.zeros(0)}) for key in tensors], "is empty.*ZeRO-3"),
+        (lambda tensors: renamed(tensors, ".weight", ".default.weight"), "lora_A.default.weight.*save_pretrained"),
+        (lambda tensors: renamed(tensors, "self_attn.q_proj", "lm_head"), "output head.*leave lm_head out"),
+        (lambda tensors: renamed(tensors, "self_attn.q_proj", "embed_tokens"), "embeddings.*leave embed_tokens out"),
+        (lambda tensors: tensors.update({"lm_head.base_layer.weight": torch.zeros(2)}), "output head"),
+        (lambda tensors: tensors.update({KEY.format("A")[17:]: torch.zeros(4, 32)}), "holds lora_A of model.* twice"),
+        (lambda tensors: tensors.update({"a\nb.lora_A.weight": torch.zeros(2)}), r"a\\nb.*no layer's name"),
+        (lambda tensors: tensors.pop(KEY.format("B")), "lora_B is missing"),
+    ],
+)
+def test_tensors_that_other_savers_leave_are_refused_with_the_reason(saved, change, says):
+    with pytest.raises(AdapterError, match=f"adapter plain.*{says}"):
+        load_adapter(with_tensors(saved, change))
+
+
+def test_a_scale_by_patterns_is_that_of_peft(make_adapter):
+    patterns = {"^model.layers.0.self_attn.q_proj": 3, r"layers\.1\..*(q|k)_proj": 5, "mlp.up_proj": 7}
+    layers = load_adapter(make_adapter("odd", alpha=8, alpha_pattern=patterns)).layers
+    named = {
+        "layers.0.self_attn.q_proj": 3,
+        "layers.1.self_attn.k_proj": 5,
+        "layers.0.mlp.up_proj": 7,
+        "layers.0.mlp.down_proj": 8,
+    }
+    assert {module: layers[f"model.{module}"].scale * 4 for module in named} == named
+
+
+def test_weights_that_overflow_in_the_engines_number_format_are_refused():
+    module = "model.layers.0.self_attn.q_proj"
+
+    def adapter(value, scale=1.0, kind=torch.float32):
+        halves = torch.full((2, 4), value, dtype=kind), torch.full((3, 2), 1.0)
+        return Adapter("hot", {module: LowRank(*halves, scale)})
+
+    for fits, number_format in ((adapter(65500.0), torch.float16), (adapter(3e38), torch.bfloat16)):
+        check_number_format(fits, number_format)
+    says = r"adapter hot: .*q_proj holds 1\.2e\+05 once it is scaled, and float16 ends at 6\.55e\+04\. Set models\.dtype"
+    for hot in (adapter(60000.0, 4.0), adapter(120000.0), adapter(120000.0, kind=torch.float64)):
+        with pytest.raises(AdapterError, match=says):
+            check_number_format(hot, torch.float16)
+    with pytest.raises(AdapterError, match="float32 ends"):
+        check_number_format(adapter(1e300, kind=torch.float64), torch.float32)
+    with pytest.raises(AdapterError, match="hot"):
+        check_number_format(adapter(1.0, 1e300), torch.float32)
 
 
 def test_an_adapter_of_another_model_is_refused():
