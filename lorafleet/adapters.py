@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from safetensors import safe_open
+from pydantic import ConfigDict, TypeAdapter
 
 from lorafleet.composition.files import CONFIG_FILE, WEIGHTS_FILE
+from lorafleet.composition.peft_format import read_config, read_layers
 from lorafleet.config import Settings
 from lorafleet.errors import UnknownAdapter, closest
 from lorafleet.models import fingerprint
@@ -37,6 +39,11 @@ class AddedRecord:
     rows: int
     base_fingerprint: str
     date: str
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+
+_RECORD = TypeAdapter(AddedRecord)
 
 
 @dataclass(frozen=True)
@@ -75,9 +82,11 @@ class StoredAdapter:
 
     @property
     def created(self) -> int:
-        """Unix time of its record or card; 0 where it has neither."""
+        """Unix time of its record or card; 0 where it has neither, or one without a date."""
         described = self.added or self.card
-        return int(datetime.fromisoformat(described.date).timestamp()) if described else 0
+        with suppress(ValueError, OverflowError):
+            return int(datetime.fromisoformat(described.date).timestamp()) if described else 0
+        return 0
 
     @property
     def same_weights(self) -> tuple[str, str]:
@@ -143,16 +152,26 @@ def stored_adapters(settings: Settings) -> Roster:
     """
     base = fingerprint(settings.models.base, settings.models.base_revision)
     found: dict[str, StoredAdapter] = {}
-    folders = sorted(settings.adapters.glob(f"*/{CONFIG_FILE}"), key=lambda path: path.stat().st_mtime)
-    for folder in (path.parent for path in folders):
-        adapter = stored_adapter(folder)
+    configs = [path for path in settings.adapters.glob(f"*/{CONFIG_FILE}") if not path.parent.name.startswith(".")]
+    for folder in (path.parent for path in sorted(configs, key=_modified)):
+        try:
+            adapter = stored_adapter(folder)
+        except FileNotFoundError:
+            continue
         described = adapter.added or adapter.card
-        if folder.name.startswith(".") or (described is not None and described.base_fingerprint != base):
+        if described is not None and described.base_fingerprint != base:
             continue
         preferred = found.get(adapter.task)
         if preferred is None or preferred.name != adapter_name(settings, adapter.task):
             found[adapter.task] = adapter
     return Roster(sorted(found.values(), key=lambda adapter: adapter.task))
+
+
+def _modified(path: Path) -> float:
+    """When a file was changed; 0 where it has been removed meanwhile."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_mtime
+    return 0
 
 
 def stored_adapter(folder: Path) -> StoredAdapter:
@@ -168,11 +187,9 @@ def stored_adapter(folder: Path) -> StoredAdapter:
 def read_record(folder: Path) -> AddedRecord | None:
     """How the adapter in a folder came in; None where it was trained here, or laid there by hand."""
     try:
-        data = read_json(folder / RECORD)
+        return _RECORD.validate_json(json.dumps(read_json(folder / RECORD)))
     except ValueError:
         return None
-    known = {field.name for field in fields(AddedRecord)}
-    return AddedRecord(**data) if isinstance(data, dict) and data.keys() == known else None
 
 
 def write_record(folder: Path, record: AddedRecord) -> None:
@@ -184,20 +201,17 @@ def adapter_shape(adapter: StoredAdapter) -> AdapterShape:
     """What an adapter's files say; nothing is loaded but the headers.
 
     Raises:
-        OSError, ValueError, SafetensorError: a file is gone or damaged.
+        AdapterError: a file is gone or damaged, or the adapter is not plain LoRA.
     """
     return _shape(adapter.folder, adapter.stamp)
 
 
 @lru_cache(maxsize=1024)
 def _shape(folder: Path, stamp: str) -> AdapterShape:
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-    down = {key.rpartition(".lora_A.")[0]: shape for key, shape in shapes.items() if ".lora_A." in key}
+    config, layers = read_config(folder, folder.name), read_layers(folder, folder.name)
     return AdapterShape(
-        rank=max((shape[0] for shape in down.values()), default=0),
-        alpha=float(config["lora_alpha"]),
-        modules=tuple(sorted({module.rpartition(".")[2] for module in down})),
-        base=str(config.get("base_model_name_or_path") or ""),
+        rank=max(layer.rank for layer in layers.values()),
+        alpha=config.lora_alpha,
+        modules=tuple(sorted({module.rpartition(".")[2] for module in layers})),
+        base=config.base_model_name_or_path or "",
     )

@@ -1,7 +1,8 @@
 """A fleet in one process: base model, adapters and index, without Ray. What the endpoint does, a notebook can do here."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -10,7 +11,7 @@ from lorafleet.adapters import Roster, stored_adapters
 from lorafleet.composition import Composition
 from lorafleet.config import MethodName, Settings, load_settings
 from lorafleet.engine import Generation, GenerationRequest, OptionScore, ScoreRequest
-from lorafleet.errors import CompositionError, SettingsError
+from lorafleet.errors import AdapterError, CompositionError, SettingsError
 from lorafleet.models import load_base_model, load_tokenizer
 from lorafleet.placing import places_of
 from lorafleet.retrieval import Encoder, Neighbour, open_index
@@ -18,6 +19,7 @@ from lorafleet.tasks import prompt_version
 from lorafleet.weighing import BY_PLACE, Evidence, Places, Similar, TaskWeights, make_weigher
 
 if TYPE_CHECKING:
+    from lorafleet.composition import Adapter
     from lorafleet.engine import Engine
 
 METHODS: tuple[str, ...] = get_args(MethodName)
@@ -171,11 +173,13 @@ def load_engine(
     gpu_share: float = 1.0,
     remembered: int = 0,
     prepared_share: float = 1.0,
+    leave_out: Callable[[AdapterError], None] | None = None,
 ) -> "Engine":
     """The base model with a roster's adapters, each under its task's name.
 
     Args:
         niceness, gpu_share, remembered, prepared_share: as in `Engine`.
+        leave_out: called for each adapter that cannot be loaded, which is left out then; without it, the error is raised.
 
     Raises:
         AdapterError: an adapter cannot be loaded.
@@ -185,7 +189,10 @@ def load_engine(
     from lorafleet.engine import Engine
 
     generation = settings.generation
-    adapters = [load_adapter(adapter.folder, adapter.task) for adapter in roster.adapters.values()]
+    adapters = []
+    for stored in roster.adapters.values():
+        with _left_out(leave_out):
+            adapters.append(load_adapter(stored.folder, stored.task))
     page_rank = page_rank_for([adapter.rank for adapter in adapters])
     pages = [math.ceil(adapter.rank / page_rank) for adapter in adapters]
     room = math.ceil(max(sum(pages), LEAST_ADAPTERS * max(pages, default=1)) * SPARE_ROOM)
@@ -206,8 +213,31 @@ def load_engine(
         prepared_share=prepared_share,
     )
     for adapter in adapters:
-        engine.pool.add(adapter)
+        with _left_out(leave_out):
+            add_adapter(engine, adapter)
     return engine
+
+
+def add_adapter(engine: "Engine", adapter: "Adapter") -> None:
+    """Take an adapter into an engine's pool.
+
+    Raises:
+        AdapterError: it does not fit the base model or its number format, or there is no room for it.
+    """
+    from lorafleet.composition import check_number_format
+
+    check_number_format(adapter, engine.pool.pages.dtype)
+    engine.pool.add(adapter)
+
+
+@contextmanager
+def _left_out(leave_out: Callable[[AdapterError], None] | None) -> Iterator[None]:
+    try:
+        yield
+    except AdapterError as error:
+        if leave_out is None:
+            raise
+        leave_out(error)
 
 
 def make_composition(

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 
 def write_json(path: Path, data: Any, mode: int = 0o666) -> None:
     """Write `data` as indented JSON in one step, readable for those of `mode`, less what the umask takes away."""
@@ -22,9 +24,13 @@ def write_json(path: Path, data: Any, mode: int = 0o666) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The data of a JSON file; None where there is no such file."""
+    """The data of a JSON file; None where there is no such file.
+
+    Raises:
+        ValueError: it is not JSON in UTF-8, or is nested too deep.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return from_json(path.read_bytes())
     except FileNotFoundError:
         return None
 

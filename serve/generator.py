@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,14 @@ from jinja2 import TemplateError
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from lorafleet.adapters import Roster, StoredAdapter, stored_adapters
+from lorafleet.adapters import StoredAdapter, stored_adapters
 from lorafleet.config import Composing, Settings
 from lorafleet.engine import Generation, GenerationRequest, Piece
-from lorafleet.errors import RequestError
-from lorafleet.fleet import load_engine, make_composition
+from lorafleet.errors import AdapterError, RequestError
+from lorafleet.fleet import add_adapter, load_engine, make_composition
 from lorafleet.models import pick_device
 from serve.answering import Answering
+from serve.errors import sentence
 from serve.follower import Follower, Published
 from serve.logs import log_through_serve
 from serve.messages import Begun, Completed, Continuation, Ended, Load, News, Order, Weighed
@@ -47,7 +48,7 @@ class Generator:
         """Load the base model and the adapters.
 
         Raises:
-            ModelError, AdapterError: one of them cannot be loaded.
+            ModelError: the base model cannot be loaded. An adapter that cannot be is left out, and logged.
         """
         # Not above: whoever deploys the application imports this module, and torch takes seconds.
         import torch
@@ -68,13 +69,14 @@ class Generator:
             niceness=NICENESS if on_cpu else 0,
             gpu_share=gpus if 0 < gpus < 1 else 1.0,
             prepared_share=PREPARED_SHARE,
+            leave_out=_log_left_out,
         )
         self._engine.warm_up()
         pages = self._engine.pool.pages
         logger.info(
             "%s with %d adapters, in %s on %s, was loaded in %.1f s; there is room for adapters of %d ranks in all",
             settings.models.base,
-            len(self._roster.adapters),
+            len(self._engine.pool),
             str(pages.dtype).removeprefix("torch."),
             pages.device,
             time.monotonic() - began,
@@ -150,11 +152,20 @@ class Generator:
             self._metrics.observe(begun.composition, whole)
 
     async def _take_adapters(self, published: Published) -> None:
-        """Load what has come into the pool, and drop what has left it; rows on their way keep what they have."""
+        """Load what has come into the pool, and drop what has left it; rows on their way keep what they have.
+
+        Raises:
+            AdapterError: one that comes in cannot be loaded. One that is in the pool is left out then.
+        """
         wanted, had = published.loaded.adapters, self._roster.adapters
         for task, adapter in wanted.items():
             if task not in had or had[task].same_weights != adapter.same_weights:
-                await asyncio.to_thread(self._load_adapter, adapter)
+                try:
+                    await asyncio.to_thread(self._load_adapter, adapter)
+                except AdapterError as error:
+                    if task not in published.shown.adapters:
+                        raise
+                    _log_left_out(error)
         self._roster = published.loaded
         for task in [task for task in self._engine.pool if task not in wanted]:
             self._engine.pool.remove(task)
@@ -162,14 +173,14 @@ class Generator:
     def _load_adapter(self, adapter: StoredAdapter) -> None:
         from lorafleet.composition import load_adapter
 
-        self._engine.pool.add(load_adapter(adapter.folder, adapter.task))
+        add_adapter(self._engine, load_adapter(adapter.folder, adapter.task))
 
     async def _begin(self, order: Order, weighed: Weighed | None) -> tuple[Begun, list[GenerationRequest]]:
         """What an order asks of the engine."""
         choice, sampling = order.choice, order.sampling
         weights = choice.weights
         if weights is None:
-            weights = within_reach(weighed.weights if weighed is not None else {}, self._roster)
+            weights = within_reach(weighed.weights if weighed is not None else {}, self._engine.pool)
         composition = make_composition(self._settings, self._roster, weights, choice.method, choice.density)
         prompt = prompt_of(order, self._engine.tokenizer)
         request = GenerationRequest(
@@ -228,12 +239,16 @@ async def generate(
         raise
 
 
-def within_reach(weights: Mapping[str, float], roster: Roster) -> Mapping[str, float]:
+def _log_left_out(error: AdapterError) -> None:
+    logger.error("an adapter is left out: %s", sentence(error))
+
+
+def within_reach(weights: Mapping[str, float], loaded: Container[str]) -> Mapping[str, float]:
     """The weights that retrieval found, of the tasks whose adapters are here; none at all are the base model's.
 
     Who weighs may know of tasks that have no adapter, or of an adapter that is still being loaded here, or has just gone.
     """
-    here = {task: weight for task, weight in weights.items() if task in roster.adapters}
+    here = {task: weight for task, weight in weights.items() if task in loaded}
     if len(here) == len(weights):
         return here
     total = sum(here.values())

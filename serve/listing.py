@@ -2,9 +2,8 @@
 
 from dataclasses import asdict
 
-from safetensors import SafetensorError
-
 from lorafleet.adapters import AdapterShape, StoredAdapter, adapter_shape
+from lorafleet.errors import AdapterError
 from serve.follower import Published
 from serve.protocol import AdapterList, AdapterState, ListedAdapter
 
@@ -26,7 +25,7 @@ def listed_adapter(adapter: StoredAdapter, state: AdapterState = "ready") -> Lis
     """One of them; a folder that has gone meanwhile is told without what its files would say."""
     try:
         shape = adapter_shape(adapter)
-    except (OSError, ValueError, KeyError, SafetensorError):
+    except AdapterError:
         shape = UNREADABLE
     return ListedAdapter(
         name=adapter.name,

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter
 
 from lorafleet import models
 from lorafleet.composition.files import WEIGHTS_FILE
@@ -71,6 +73,11 @@ class AdapterCard:
     losses: list[float] = field(default_factory=list)
     resumed: list[int] = field(default_factory=list)
 
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+
+_CARD = TypeAdapter(AdapterCard)
+
 
 def adapter_name(settings: Settings, task: str) -> str:
     """The name of the adapter of a task: `<base>-<task>-<rank>`."""
@@ -87,14 +94,10 @@ def read_card(folder: Path) -> AdapterCard | None:
     if not (folder / WEIGHTS_FILE).is_file():
         return None
     try:
-        data = read_json(folder / CARD)
+        # Cards are listed over HTTP as they are, where numbers are finite.
+        return _CARD.validate_json(json.dumps(read_json(folder / CARD), allow_nan=False))
     except ValueError:
         return None
-    needed = {part.name for part in fields(AdapterCard) if part.default_factory is MISSING}
-    known = {part.name for part in fields(AdapterCard)}
-    if not isinstance(data, dict) or not needed <= data.keys() <= known:
-        return None
-    return AdapterCard(**data)
 
 
 def is_current(card: AdapterCard, corpus: Corpus, settings: Settings) -> bool:
