@@ -11,23 +11,24 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import pyarrow
 import pyarrow.parquet
 
 from lorafleet.adapters import Roster, adapter_shape, stored_adapter
-from lorafleet.composition.files import CONFIG_FILE, WEIGHTS_FILE
+from lorafleet.composition.files import CONFIG_BYTES, CONFIG_FILE, WEIGHTS_FILE
+from lorafleet.composition.peft_format import shown, shown_name
 from lorafleet.config import Index, Models, Settings
 from lorafleet.errors import AdapterError, TaskError
-from lorafleet.models import fingerprint, locate, short_name, unpacked
+from lorafleet.models import fingerprint, locate, pick_dtype, short_name, unpacked
 from lorafleet.tasks import Example, formless, load_catalogue, texts_to_embed
 from lorafleet.tasks.files import read_rows
 from lorafleet.tasks.task import BadRowError, Task
 from lorafleet.training.cards import CARD, read_card
 from serve.choosing import AUTO, BASE
-from serve.errors import ApiError, sentence
+from serve.errors import SERVER_ERROR, ApiError, sentence
 from serve.protocol import AdapterRequest
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"}
 ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
 MOST_ENTRIES = 1000
-CONFIG_BYTES = 1024 * 1024
 LONGEST_TEXT = 32_768
 PIECE_BYTES = 1024 * 1024
 
@@ -102,37 +102,47 @@ def resolved(location: str, field: str, settings: Settings) -> Path:
 
 def check_folder(folder: Path, settings: Settings) -> None:
     """Refuse a folder that holds more than a safe adapter: pickles, archives, links out of the roots, too much."""
+    try:
+        _check_entries(folder, settings)
+        absent = [needed for needed in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / needed).is_file()]
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+    if absent:
+        raise ApiError.bad_request(f"source holds no {absent[0]}. Save the adapter with PEFT's save_pretrained", "source")
+
+
+def _check_entries(folder: Path, settings: Settings) -> None:
     if not folder.is_dir():
         hint = "Unpack it" if folder.suffix.lower() in ARCHIVES else "Give the folder that it lies in"
-        raise ApiError.bad_request(f"source is the file {folder.name}, not a folder. {hint}", "source")
+        raise ApiError.bad_request(f"source is the file {shown_name(folder.name)}, not a folder. {hint}", "source")
     entries = list(islice(_entries(folder), MOST_ENTRIES + 1))
     if len(entries) > MOST_ENTRIES:
         raise ApiError.bad_request(f"source holds more than {MOST_ENTRIES} files. Give the adapter's own folder", "source")
     for path in entries:
-        shown = path.relative_to(folder)
+        name = shown_name(str(path.relative_to(folder)))
         if path.suffix.lower() in PICKLES:
             raise ApiError.bad_request(
-                f"source holds {shown}, which can carry code. Only safetensors are taken: save again with "
+                f"source holds {name}, which can carry code. Only safetensors are taken: save again with "
                 "safe_serialization=True, and leave out optimiser and trainer states",
                 "source",
             )
         if path.suffix.lower() in ARCHIVES:
-            raise ApiError.bad_request(f"source holds the archive {shown}. Unpack it, or leave it out", "source")
+            raise ApiError.bad_request(f"source holds the archive {name}. Unpack it, or leave it out", "source")
         real = _real(path, folder, settings)
         if not (real.is_file() or real.is_dir()):
-            raise ApiError.bad_request(f"source holds {shown}, which is neither file nor folder. Leave it out", "source")
-    for needed in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / needed).is_file():
-            raise ApiError.bad_request(f"source holds no {needed}. Save the adapter with PEFT's save_pretrained", "source")
+            raise ApiError.bad_request(f"source holds {name}, which is neither file nor folder. Leave it out", "source")
 
 
 def copy_in(folder: Path, beside: Path, settings: Settings) -> None:
     """Copy what makes an adapter, and nothing else, into a new folder; what is checked later is this copy."""
     left = settings.serving.adapter_mib * 2**20
-    beside.mkdir(parents=True)
-    for name, limit in ((CONFIG_FILE, CONFIG_BYTES), (CARD, CONFIG_BYTES), (WEIGHTS_FILE, left)):
-        if (folder / name).exists():
-            left -= _copy(_real(folder / name, folder, settings), beside / name, min(limit, left))
+    try:
+        beside.mkdir(parents=True)
+        for name, limit in ((CONFIG_FILE, CONFIG_BYTES), (CARD, CONFIG_BYTES), (WEIGHTS_FILE, left)):
+            if os.path.lexists(folder / name):
+                left -= _copy(_real(folder / name, folder, settings), beside / name, min(limit, left))
+    except OSError as error:
+        raise unwritable(error) from None
 
 
 def check_adapter(beside: Path, newcomer: AdapterRequest, settings: Settings) -> None:
@@ -140,10 +150,12 @@ def check_adapter(beside: Path, newcomer: AdapterRequest, settings: Settings) ->
     # Not above: torch takes seconds to import, and is needed when an adapter comes.
     import torch
 
-    from lorafleet.composition import AdapterPool, load_adapter
+    from lorafleet.composition import AdapterPool, check_number_format, load_adapter
 
     try:
         adapter = load_adapter(beside, newcomer.task_name)
+        # Where the format is the device's choice, only the generators know it: they check again.
+        check_number_format(adapter, pick_dtype(settings.models.dtype, torch.device("cpu")))
         base = adapter_shape(stored_adapter(beside)).base
     except AdapterError as error:
         raise ApiError.bad_request(sentence(error).replace(str(beside), "source"), "source") from None
@@ -151,8 +163,8 @@ def check_adapter(beside: Path, newcomer: AdapterRequest, settings: Settings) ->
     card = read_card(beside)
     if card is not None and card.base_fingerprint != fingerprint(models.base, models.base_revision):
         raise ApiError.bad_request(
-            f"source was trained on {card.base} {card.base_fingerprint}, and the fleet's base model is {models.base} "
-            f"{fingerprint(models.base, models.base_revision)}. Train it on that one",
+            f"source was trained on {shown_name(card.base)} {shown_name(card.base_fingerprint)}, and the fleet's base model "
+            f"is {models.base} {fingerprint(models.base, models.base_revision)}. Train it on that one",
             "source",
         )
     if adapter.rank > limit:
@@ -164,7 +176,7 @@ def check_adapter(beside: Path, newcomer: AdapterRequest, settings: Settings) ->
         AdapterPool(base_groups(models), torch.device("meta"), torch.float32, pages=limit, page_rank=1).add(adapter)
     except AdapterError as error:
         named = short_name(base) == short_name(models.base) or not base
-        other = "" if named else f" It names {base!r} as its base model, and the fleet's is {models.base!r}"
+        other = "" if named else f" It names {shown(base)} as its base model, and the fleet's is {models.base!r}"
         raise ApiError.bad_request(f"source does not fit: {sentence(error)}{other}", "source") from None
 
 
@@ -219,37 +231,33 @@ def _below_a_root(real: Path, settings: Settings) -> bool:
 
 def _real(path: Path, folder: Path, settings: Settings) -> Path:
     """A file without the links on the way to it, which may not lead out of the roots."""
-    real = path.resolve()
-    if not _below_a_root(real, settings):
-        shown = path.relative_to(folder)
-        raise ApiError.bad_request(f"source holds {shown}, a link to somewhere else. Put the file itself there", "source")
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError):
+        # A link to itself.
+        real = None
+    if real is None or not _below_a_root(real, settings):
+        name = shown_name(str(path.relative_to(folder)))
+        raise ApiError.bad_request(f"source holds {name}, a link to somewhere else. Put the file itself there", "source")
     return real
 
 
 def _entries(folder: Path) -> Iterator[Path]:
-    """Everything below a folder; links are named, and not followed."""
-    try:
-        entries = list(os.scandir(folder))
-    except OSError as error:
-        raise _unreadable(folder, error) from None
-    for entry in entries:
-        yield Path(entry.path)
-        if entry.is_dir(follow_symlinks=False):
-            yield from _entries(Path(entry.path))
+    """Everything below a folder, one after the other; links are named, and not followed."""
+    folders = [folder]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                yield Path(entry.path)
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
 
 
 def _copy(file: Path, to: Path, limit: int) -> int:
     """Copy at most `limit` bytes of a plain file, and say how many there were."""
-    # Not to wait for ever where somebody has put a pipe there meanwhile, nor to follow a new link.
-    try:
-        opened = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        raise _unreadable(file, error) from None
-    with os.fdopen(opened, "rb") as read, to.open("xb") as written:
-        if not stat.S_ISREG(os.fstat(read.fileno()).st_mode):
-            raise ApiError.bad_request(f"source holds {file.name}, which is no plain file", "source")
+    with _opened(file) as read, to.open("xb") as written:
         copied = 0
-        while piece := read.read(PIECE_BYTES):
+        while piece := _piece(read, file):
             copied += len(piece)
             if copied > limit:
                 raise ApiError.bad_request(
@@ -259,9 +267,44 @@ def _copy(file: Path, to: Path, limit: int) -> int:
     return copied
 
 
+def _opened(file: Path) -> BinaryIO:
+    """A plain file by its real path: no part of it may have become a link, or the file a pipe, since it was checked."""
+    # To search a folder, and not to list it, is all that is needed; not every system tells these apart.
+    search = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW
+    try:
+        at = os.open(file.anchor, search)
+        try:
+            for part in file.parts[1:-1]:
+                below = os.open(part, search, dir_fd=at)
+                os.close(at)
+                at = below
+            opened = os.open(file.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=at)
+        finally:
+            os.close(at)
+    except OSError as error:
+        raise _unreadable(file, error) from None
+    read = os.fdopen(opened, "rb")
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        read.close()
+        raise ApiError.bad_request(f"source holds {file.name}, which is no plain file", "source")
+    return read
+
+
+def _piece(read: BinaryIO, file: Path) -> bytes:
+    try:
+        return read.read(PIECE_BYTES)
+    except OSError as error:
+        raise _unreadable(file, error) from None
+
+
+def unwritable(error: OSError) -> ApiError:
+    """503 for a folder of adapters that is full, or cannot be written."""
+    return ApiError(503, f"the folder of adapters cannot be written: {error.strerror}", SERVER_ERROR, code="storage")
+
+
 def _unreadable(path: Path, error: OSError) -> ApiError:
     return ApiError.bad_request(
-        f"source: {path.name} cannot be read: {error.strerror}. Let the endpoint's user read it", "source"
+        f"source: {shown_name(path.name)} cannot be read: {error.strerror}. Let the endpoint's user read it", "source"
     )
 
 

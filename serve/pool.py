@@ -23,7 +23,17 @@ from lorafleet.errors import IndexMismatch, IndexUnavailable, UnknownAdapter
 from lorafleet.models import fingerprint
 from lorafleet.retrieval import Encoder, Entry, Vectors, open_for_writing, row_identifiers
 from lorafleet.tasks import load_catalogue, prompt_version
-from serve.admission import NewRow, check_adapter, check_folder, check_name, copy_in, read_new_rows, resolved, taken
+from serve.admission import (
+    NewRow,
+    check_adapter,
+    check_folder,
+    check_name,
+    copy_in,
+    read_new_rows,
+    resolved,
+    taken,
+    unwritable,
+)
 from serve.errors import AWAY_RETRY_SECONDS, SERVER_ERROR, ApiError, sentence
 from serve.follower import POLL_SECONDS, Published, Standing
 from serve.journal import Change, Journal
@@ -129,7 +139,10 @@ class Pool:
             raise taken("task", newcomer.task_name, "by rows in the index: leave rows and corpus out to use those, or")
         change = Change("add", newcomer.name, newcomer.task_name, bool(rows))
         beside = journal.incoming(newcomer.name)
-        journal.begin(change)
+        try:
+            journal.begin(change)
+        except OSError as error:
+            raise unwritable(error) from None
         try:
             await asyncio.to_thread(copy_in, source, beside, settings)
             await asyncio.to_thread(check_adapter, beside, newcomer, settings)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 
@@ -79,7 +80,7 @@ def remove(
 ) -> None:
     """Take an adapter out of the running endpoint, its rows out of the index, and its folder away."""
     settings = settings_from(config, overrides, state)
-    removed = _changed(settings, "DELETE", f"{PATH}/{name}", key)
+    removed = _changed(settings, "DELETE", f"{PATH}/{quote(name, safe='')}", key)
     if as_json:
         print_json(removed)
     else:

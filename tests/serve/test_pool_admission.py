@@ -225,7 +225,9 @@ def dora(folder: Path) -> Path:
 
 def of_another_fleet(folder: Path) -> Path:
     names = [field.name for field in fields(AdapterCard)]
-    write_json(folder / "card.json", dict.fromkeys(names, 0) | {"base": "some/base", "base_fingerprint": "other"})
+    numbers = dict.fromkeys(["rows", "cut_rows", "steps", "first_loss", "last_loss", "seconds", "tokens"], 1)
+    rest = {"training": {}, "versions": {}, "losses": [], "resumed": [], "base": "some/base", "base_fingerprint": "other"}
+    write_json(folder / "card.json", dict.fromkeys(names, "") | numbers | rest)
     return folder
 
 
