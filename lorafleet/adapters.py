@@ -158,6 +158,8 @@ def stored_adapters(settings: Settings) -> Roster:
             adapter = stored_adapter(folder)
         except FileNotFoundError:
             continue
+        if not folder.is_dir():
+            continue
         described = adapter.added or adapter.card
         if described is not None and described.base_fingerprint != base:
             continue

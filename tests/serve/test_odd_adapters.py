@@ -18,6 +18,7 @@ from lorafleet.composition import Composition
 from lorafleet.config import Settings
 from lorafleet.engine import GenerationRequest
 from lorafleet.errors import AdapterError
+from lorafleet.evaluation.arrow import ArrowModel
 from lorafleet.fleet import load_engine
 from lorafleet.models import fingerprint
 from lorafleet.training.cards import AdapterCard, read_card
@@ -144,7 +145,7 @@ def test_a_folder_that_goes_while_the_adapters_are_read_is_none(settings, monkey
         return found
 
     monkeypatch.setattr(Path, "glob", glob_then_remove)
-    assert set(stored_adapters(settings).adapters) >= {"other"}
+    assert set(stored_adapters(settings).adapters) == {"other"}
 
 
 def hot(folder: Path) -> Path:
@@ -208,3 +209,13 @@ def test_one_that_comes_in_is_refused_and_one_of_the_pool_is_left_out(settings, 
         asyncio.run(live._take_adapters(Published(3, coming, coming)))
     assert "an adapter is left out: adapter hot" in caplog.text
     assert set(live._engine.pool) == {"good"}
+
+
+@pytest.mark.parametrize(
+    "changed", [{"target_modules": "(.+)+!"}, {"rank_pattern": {"q.*": 4}}, {"alpha_pattern": {"q.*": 4}}]
+)
+def test_patterns_that_peft_would_run_are_refused_by_arrow(settings, changed):
+    path = settings.adapters / "good" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(AdapterError, match="arrow takes no patterns, adapter good has some"):
+        ArrowModel(settings, [stored_adapter(path.parent)])
