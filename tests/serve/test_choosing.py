@@ -1,7 +1,6 @@
 """What a request means, before anything is asked of a model."""
 
 import json
-from types import SimpleNamespace
 from typing import get_args
 
 import pytest
