@@ -46,31 +46,45 @@ def cut_middle(ids: list[int], max_tokens: int) -> list[int]:
 
 
 def end_token(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel") -> int:
-    """The id of the token that ends an answer.
+    """The id of the token that training writes at the end of an answer: one of `end_tokens`.
 
-    The model's generation configuration says which tokens end its texts; the tokenizer's `eos_token` is one of them or
-    is not believed: that of SmolLM2-Instruct's GGUF file is `<|im_start|>`, while model and chat template end with
-    `<|im_end|>` (2). Llama 3 Instruct names several, and its tokenizer picks the end of a turn among them; for Llama 2
-    both say `</s>` (2).
+    It is the tokenizer's `eos_token` where that is one of the model's, else the first of those. Llama 3 Instruct names
+    several ends, and its tokenizer picks the end of a turn among them; for Llama 2 both say `</s>` (2).
 
     Raises:
         ValueError: neither model nor tokenizer names an end token.
     """
-    ends = _declared_ends(model)
+    ends = _declared_ends(tokenizer, model)
     own = tokenizer.eos_token_id
-    if isinstance(own, int) and (not ends or own in ends):
-        return own
-    if not ends:
-        raise ValueError("neither the model's configuration nor its tokenizer names an end token")
-    return ends[0]
+    return own if isinstance(own, int) and own in ends else ends[0]
 
 
-def _declared_ends(model: "PreTrainedModel") -> list[int]:
-    for config in (getattr(model, "generation_config", None), model.config):
-        declared: Any = getattr(config, "eos_token_id", None)
-        if declared is not None:
-            return [declared] if isinstance(declared, int) else list(declared)
-    return []
+def end_tokens(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel") -> frozenset[int]:
+    """The ids of all tokens that end an answer, as for transformers' `generate`.
+
+    The model's generation configuration names them, else its configuration, else the tokenizer. A tokenizer's `eos_token` is
+    not added to those of a model: that of SmolLM2-Instruct's GGUF file is `<|im_start|>`, while model and chat template end
+    with `<|im_end|>` (2).
+
+    Raises:
+        ValueError: neither model nor tokenizer names an end token.
+    """
+    return frozenset(_declared_ends(tokenizer, model))
+
+
+def declared_stops(model: "PreTrainedModel") -> tuple[str, ...]:
+    """The stop texts of the model's generation configuration."""
+    declared: Any = getattr(getattr(model, "generation_config", None), "stop_strings", None) or ()
+    return (declared,) if isinstance(declared, str) else tuple(declared)
+
+
+def _declared_ends(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel") -> list[int]:
+    for source in (getattr(model, "generation_config", None), model.config, model.config.get_text_config(), tokenizer):
+        declared: Any = getattr(source, "eos_token_id", None)
+        ends = [declared] if isinstance(declared, int) else list(declared or ())
+        if ends:
+            return ends
+    raise ValueError("neither the model's configuration nor its tokenizer names an end token")
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

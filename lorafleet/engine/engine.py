@@ -26,7 +26,7 @@ from lorafleet.engine.sequence import Sequence as Row
 from lorafleet.engine.slotted_cache import SlottedCache
 from lorafleet.engine.text import TextStream
 from lorafleet.errors import EngineFull, RequestError
-from lorafleet.prompts import cut_middle, encode_answer, encode_prompt, end_token
+from lorafleet.prompts import cut_middle, declared_stops, encode_answer, encode_prompt, end_tokens
 
 if TYPE_CHECKING:
     from lorafleet.engine.graphs import DecodeGraphs
@@ -86,6 +86,7 @@ class Engine:
         self._max_prompt_tokens, self._rows, self._waiting = min(max_prompt_tokens, longest - 1), rows, waiting
         self._prompt_tokens = lru_cache(remembered)(lambda prompt: tuple(encode_prompt(tokenizer, prompt, sys.maxsize)))
         self._option_tokens = lru_cache(remembered)(lambda option: tuple(encode_answer(tokenizer, option)))
+        self._stops = declared_stops(model)
         self._vocabulary = int(model.config.get_text_config().vocab_size)
         self._composed = ComposedModel(model, pages, page_rank, prepared_share)
         device = next(model.parameters()).device
@@ -99,7 +100,7 @@ class Engine:
             self.pool,
             self._cache,
             self._text_of,
-            end_token(tokenizer, model),
+            end_tokens(tokenizer, model),
             rows,
             self._prefill_tokens,
             self._wake,
@@ -182,7 +183,8 @@ class Engine:
                 field="max_tokens",
             )
         recipe = self.pool.recipe(request.composition)
-        text = TextStream(self._tokenizer, request.stop) if request.stop or on_piece else None
+        stops = (*request.stop, *self._stops)
+        text = TextStream(self._tokenizer, stops) if stops or on_piece else None
         row = Row(request, prompt, recipe, Future(), on_piece, text)
         self._take(row, patient)
         return row.future

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -42,13 +42,13 @@ class Loop:
         pool: AdapterPool,
         cache: KeyValueCache[Any],
         decode: Callable[[list[int]], str],
-        end_token: int,
+        end_tokens: Collection[int],
         rows: int,
         prefill_tokens: int,
         wake: Callable[[], None],
     ) -> None:
         self._runner, self._pool, self._cache, self._wake = runner, pool, cache, wake
-        self._decode_text, self._end_token = decode, end_token
+        self._decode_text, self._end_tokens = decode, end_tokens
         self._rows, self._prefill_tokens = rows, prefill_tokens
         self._waiting: deque[Sequence] = deque()
         self._scoring: deque[Scoring] = deque()
@@ -272,7 +272,7 @@ class Loop:
         for place, sequence in enumerate(rows):
             choice = _choice(chosen, place, sequence)
             if math.isfinite(choice.log_probability):
-                sequence.add(choice, self._end_token)
+                sequence.add(choice, self._end_tokens)
             else:
                 self._fail([sequence], self._overflow(sequence.recipe))
 

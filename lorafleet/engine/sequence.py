@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,14 +79,14 @@ class Sequence:
         """The tokens of the prompt that a piece's logits foretell, where they are wanted."""
         return self.prompt[segment.past + 1 : segment.past + 1 + len(segment.tokens)] if self.request.tell_prompt else []
 
-    def add(self, choice: TokenChoice, end_token: int) -> None:
+    def add(self, choice: TokenChoice, end_tokens: Collection[int]) -> None:
         """Take the next token."""
         if not self.first_at:
             self.first_at = time.perf_counter()
         if self.request.max_tokens == 0:
             self.finish_reason = "length"
             return
-        if choice.token == end_token:
+        if choice.token in end_tokens:
             self.finish_reason = "stop"
             return
         self.choices.append(choice)

@@ -7,6 +7,7 @@ all adapters for every token.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -18,9 +19,10 @@ from lorafleet.adapters import StoredAdapter, adapter_shape
 from lorafleet.composition.peft_format import read_config
 from lorafleet.config import Settings
 from lorafleet.engine import OptionScore
+from lorafleet.engine.text import TextStream
 from lorafleet.errors import AdapterError
 from lorafleet.models import load_base_model, load_tokenizer
-from lorafleet.prompts import encode_answer, encode_prompt, end_token
+from lorafleet.prompts import declared_stops, encode_answer, encode_prompt, end_tokens
 
 ADAPTERS_A_TOKEN = 3
 ROUTER = "arrow_router"
@@ -52,7 +54,8 @@ class ArrowModel:
         _check_alike(adapters)
         base = load_base_model(settings.models)
         self._tokenizer = load_tokenizer(settings.models)
-        self._end = end_token(self._tokenizer, base)
+        self._ends = sorted(end_tokens(self._tokenizer, base))
+        self._stops = declared_stops(base)
         self._most_prompt_tokens = min(settings.generation.max_prompt_tokens, settings.generation.longest - 1)
         self._device = base.device
         # As the engine, in the number format of the base model. The seed is that of the singular vectors' iteration.
@@ -116,13 +119,23 @@ class ArrowModel:
                 attention_mask=mask,
                 max_new_tokens=max_tokens,
                 do_sample=False,
-                eos_token_id=self._end,
-                pad_token_id=self._end,
+                eos_token_id=self._ends,
+                pad_token_id=self._ends[0],
+                tokenizer=self._tokenizer,
             )
-            new = self._tokenizer.batch_decode(grown[:, tokens.shape[1] :], skip_special_tokens=True)
-            for one, text in zip(batch, new, strict=True):
-                texts[one.place] = text.partition("\n")[0]
+            for one, new in zip(batch, grown[:, tokens.shape[1] :].tolist(), strict=True):
+                texts[one.place] = self._text(new)
         return texts
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        """The text of an answer, up to where it ends."""
+        stream = TextStream(self._tokenizer, ("\n", *self._stops))
+        for token in takewhile(lambda token: token not in self._ends, tokens):
+            stream.add(token)
+            if stream.stopped:
+                break
+        stream.end()
+        return stream.text
 
     def _likelihoods(self, batch: Sequence[_Asked]) -> list[float]:
         tokens, mask = self._padded(batch)
@@ -140,7 +153,7 @@ class ArrowModel:
     def _padded(self, batch: Sequence[_Asked]) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens and mask, int64 [rows, longest], padded in front."""
         longest = max(len(one.tokens) for one in batch)
-        tokens = torch.tensor([[self._end] * (longest - len(one.tokens)) + one.tokens for one in batch])
+        tokens = torch.tensor([[self._ends[0]] * (longest - len(one.tokens)) + one.tokens for one in batch])
         mask = torch.tensor([[0] * (longest - len(one.tokens)) + [1] * len(one.tokens) for one in batch])
         return tokens.to(self._device), mask.to(self._device)
 

@@ -127,7 +127,8 @@ def _begin(
     if not backend.own_kernels:
         stack.enter_context(without_masks(model, max(len(row) for row in rows)))
     pad_id = tokenizer.pad_token_id
-    assert isinstance(pad_id, int)
+    if not isinstance(pad_id, int):
+        pad_id = end_token(tokenizer, model)
     return Passes(adapter, pad_id, backend.own_kernels)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from evaluation.rigged import LETTERS, LOUDER, rigged_settings, write_rows
 from small_fleet import save_adapter
-from tiny_language_model import write_tiny_model
+from tiny_language_model import EOS, write_tiny_model
+from transformers import GenerationConfig
 
 from lorafleet.composition import Composition
 from lorafleet.engine import GenerationRequest, ScoreRequest
@@ -30,6 +31,8 @@ def random_bench(tmp_path_factory):
             "models": settings.models.model_copy(update={"base": str(write_tiny_model(folder / "tiny"))}),
         }
     )
+    # Many tokens end answers, so that some of these end early.
+    GenerationConfig(eos_token_id=[EOS, *range(30, 250, 4)]).save_pretrained(folder / "tiny")
     for seed, task in enumerate(LETTERS):
         save_adapter(settings.adapters / task, seed)
     bench = Bench(settings)
@@ -59,6 +62,7 @@ def test_arrow_with_one_adapter_is_that_adapter(random_bench, monkeypatch):
         assert [(o.tokens, o.bytes) for row in scored for o in row] == [(o.tokens, o.bytes) for row in wanted for o in row]
         generated = random_bench.engine.generate([GenerationRequest(text, alone, 8, stop=("\n",)) for text in prompts])
         assert random_bench.arrow.generate(prompts, 8) == [one.text for one in generated]
+        assert any(one.finish_reason == "stop" and "\n" not in one.text for one in generated)
     random_bench.arrow.take(list(LETTERS))
     assert np.abs(totals(random_bench.arrow.score(prompts, options)) - totals(wanted)).max() > 0.1, "it routes over all"
 

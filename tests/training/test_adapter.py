@@ -47,8 +47,18 @@ def corpus(settings):
     return load_corpus(load_catalogue(settings.tasks)["copa"], "train", settings.tasks)
 
 
-def train(corpus, settings, folder, model=None):
-    return train_adapter(model or tiny_model(), tiny_tokenizer(), corpus, settings, "name", folder, lambda *_: None)
+def train(corpus, settings, folder, model=None, tokenizer=None):
+    tokenizer = tokenizer or tiny_tokenizer()
+    return train_adapter(model or tiny_model(), tokenizer, corpus, settings, "name", folder, lambda *_: None)
+
+
+def test_a_tokenizer_without_tokens_for_end_and_padding_trains_the_same_adapter(corpus, settings, tmp_path):
+    bare = tiny_tokenizer()
+    bare.eos_token = bare.pad_token = None
+    train(corpus, settings, tmp_path / "usual")
+    train(corpus, settings, tmp_path / "bare", tokenizer=bare)
+    usual, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("usual", "bare"))
+    assert all(torch.equal(usual[name], other[name]) for name in usual)
 
 
 def test_labels_stand_on_the_answer_and_its_end_alone():

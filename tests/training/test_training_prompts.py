@@ -1,8 +1,9 @@
 """Text to token ids: what training, scoring and generation share."""
 
+import pytest
 from tiny_language_model import BOS, EOS, WRONG_EOS, tiny_model, tiny_tokenizer
 
-from lorafleet.prompts import encode_answer, encode_prompt, end_token
+from lorafleet.prompts import encode_answer, encode_prompt, end_token, end_tokens
 
 
 def test_bos_stands_once_where_the_tokenizer_adds_one():
@@ -30,3 +31,19 @@ def test_the_model_is_believed_where_its_tokenizer_names_another_end():
     several = tiny_model()
     several.generation_config.eos_token_id = [EOS, WRONG_EOS]
     assert end_token(tiny_tokenizer(eos_token="<|im_start|>"), several) == WRONG_EOS
+
+
+def test_the_end_that_training_writes_is_one_that_ends_answers():
+    several, none = tiny_model(), tiny_model()
+    several.generation_config.eos_token_id = [EOS, WRONG_EOS, 77]
+    none.generation_config.eos_token_id = none.config.eos_token_id = None
+    misled = tiny_tokenizer(eos_token="<|im_start|>")
+    assert end_tokens(misled, tiny_model()) == {EOS}, "the tokenizer adds none to those of the model"
+    assert end_tokens(misled, several) == {EOS, WRONG_EOS, 77}
+    assert end_tokens(misled, none) == {WRONG_EOS}, "it is believed where nobody else names one"
+    for model in (tiny_model(), several, none):
+        for tokenizer in (misled, tiny_tokenizer()):
+            assert end_token(tokenizer, model) in end_tokens(tokenizer, model)
+    misled.eos_token = None
+    with pytest.raises(ValueError, match="end token"):
+        end_tokens(misled, none)
