@@ -134,17 +134,19 @@ class Fleet:
         weights: Sequence[Mapping[str, float]] | None = None,
         max_tokens: int | None = None,
         temperature: float = 0.0,
+        stop: Sequence[str] = (),
     ) -> list[Generation]:
         """Continue prompts, every one with its own composition.
 
         Args:
             weights: of each prompt; found by retrieval where absent.
+            stop: as in `GenerationRequest`.
         """
         weights = weights or [found for _, found in self.look_up(prompts)]
-        limit = max_tokens or self.settings.generation.max_tokens
+        limit, stops = max_tokens or self.settings.generation.max_tokens, tuple(stop)
         return self.engine.generate(
             [
-                GenerationRequest(prompt, self.composition(row, method), max_tokens=limit, temperature=temperature)
+                GenerationRequest(prompt, self.composition(row, method), limit, temperature, stop=stops)
                 for prompt, row in zip(prompts, weights, strict=True)
             ]
         )

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from lorafleet.config import MethodName, WeigherName
-from lorafleet.engine.requests import MOST_LIKELIEST
+from lorafleet.engine.requests import MOST_LIKELIEST, MOST_STOP_CHARACTERS
 from lorafleet.errors import closest
 from serve.errors import ApiError
 from serve.json_body import MAX_NAME, RepeatedName
@@ -190,6 +190,11 @@ class _Request(Body):
         stops = self.stops
         if len(stops) > MAX_STOPS or not all(stops):
             raise ApiError.bad_request(f"stop is {shown(self.stop)}. Allowed: up to {MAX_STOPS} texts, none empty", "stop")
+        for place, stop in enumerate(stops):
+            if len(stop) > MOST_STOP_CHARACTERS:
+                field = "stop" if isinstance(self.stop, str) else f"stop.{place}"
+                message = f"{field} has {len(stop)} characters. Allowed: at most {MOST_STOP_CHARACTERS}"
+                raise ApiError.bad_request(message, field)
         return self
 
     @property

@@ -8,6 +8,8 @@ from lorafleet.errors import RequestError
 
 FinishReason = Literal["stop", "length"]
 MOST_LIKELIEST = 20
+MOST_STOP_CHARACTERS = 1000
+"""Of one stop text."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class GenerationRequest:
         temperature: 0 takes the likeliest token; above, tokens are drawn.
         top_p: draws only from the smallest set of tokens with this mass.
         seed: makes the draws repeatable, whatever else is in the batch.
-        stop: texts that end the answer; the answer does not hold them.
+        stop: texts of up to 1,000 characters that end the answer; the answer does not hold them. One may name special
+            tokens.
         likeliest: how many of the likeliest tokens the answer tells at every place, at most 20.
         tell_prompt: whether the answer tells of the prompt's tokens what it tells of its own; `max_tokens` may be 0 then.
     """
@@ -47,6 +50,10 @@ class GenerationRequest:
             "stop": (all(self.stop), "texts that are not empty"),
             "likeliest": (0 <= self.likeliest <= MOST_LIKELIEST, f"from 0 to {MOST_LIKELIEST}"),
         }
+        for place, stop in enumerate(self.stop):
+            if len(stop) > MOST_STOP_CHARACTERS:
+                most = f"Allowed: at most {MOST_STOP_CHARACTERS}"
+                raise RequestError(f"stop.{place} has {len(stop)} characters", most, field=f"stop.{place}")
         for name, (fine, wanted) in allowed.items():
             if not fine:
                 raise RequestError(f"{name} is {getattr(self, name)!r}", f"Allowed: {wanted}", field=name)

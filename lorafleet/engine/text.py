@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lorafleet.engine.stops import StopMatcher, naming_specials, special_texts
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -12,14 +14,21 @@ MOST_HALVES = 3
 
 
 class TextStream:
-    """The text of an answer, token by token.
+    """The text of an answer, token by token. Special tokens are no part of it.
 
     Args:
-        stop: texts that end the answer; the answer does not hold them.
+        stop: texts that end the answer; the answer does not hold them. One that names a special token, alone or among
+            other text, is met where the token itself comes.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop: Sequence[str] = ()) -> None:
-        self._tokenizer, self._stop = tokenizer, tuple(stop)
+        self._tokenizer = tokenizer
+        self._stops = StopMatcher(stop)
+        naming = naming_specials(tokenizer, tuple(stop)) if stop else ()
+        self._specials = special_texts(tokenizer) if naming else {}
+        self._marked = StopMatcher(naming)
+        # For every character of the text with its special tokens: how many characters of the text stand before it.
+        self._places: list[int] = []
         self._tokens: list[int] = []
         # The tokens from `_anchor` on are decoded again with every new one, since a tokenizer may write a token otherwise at
         # the beginning of a text; `_known` characters of what they say are in the text already. `_anchor` and `_read` lie
@@ -37,8 +46,12 @@ class TextStream:
     def add(self, token: int) -> str:
         """Take a token, and give the text that is certain now; `stopped` tells whether a stop text has come."""
         self._tokens.append(token)
-        self._text += self._news()
-        found = [self._text.find(stop) for stop in self._stop if stop in self._text]
+        start, news = len(self._text), self._news()
+        self._text += news
+        cuts = [self._stops.feed(news)]
+        if self._specials:
+            cuts.append(self._feed_marked(start, news, self._specials.get(token, "")))
+        found = [cut for cut in cuts if cut is not None]
         if found:
             self._text = self._text[: min(found)]
             self.stopped = True
@@ -62,13 +75,17 @@ class TextStream:
             self._known = len(self._decode(self._tokens[self._anchor :]))
         return news
 
+    def _feed_marked(self, start: int, news: str, special: str) -> int | None:
+        """Where the text is cut by a stop text that names special tokens."""
+        end = start + len(news)
+        self._places += [*range(start, end), *[end] * len(special)]
+        found = self._marked.feed(news + special)
+        return None if found is None else self._places[found]
+
     def _held_back(self) -> int:
         """How many characters at the end may be the beginning of a stop text."""
-        longest = max((len(stop) for stop in self._stop), default=1) - 1
-        for length in range(min(longest, len(self._text)), 0, -1):
-            if any(stop.startswith(self._text[-length:]) for stop in self._stop):
-                return length
-        return 0
+        marked = len(self._text) - self._places[-self._marked.held] if self._marked.held else 0
+        return max(self._stops.held, marked)
 
     def _give(self, end: int) -> str:
         given, self._given = self._text[self._given : end], max(self._given, end)

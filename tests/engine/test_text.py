@@ -1,5 +1,6 @@
 """Tokens become text while they come: pieces are the text, without half characters, cut at the first stop text."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -7,12 +8,16 @@ from engine.families import random_adapter
 from engine.listening import PATIENCE, Listener
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tiny_language_model import tiny_tokenizer
+from small_fleet import free_port, small_settings
+from tiny_language_model import BOS, tiny_tokenizer
 
 from lorafleet.composition import Composition
 from lorafleet.config import Models
 from lorafleet.engine import GenerationRequest
+from lorafleet.engine.stops import StopMatcher
 from lorafleet.engine.text import HALF, TextStream
+from lorafleet.errors import RequestError
+from lorafleet.fleet import Fleet
 from lorafleet.models import load_tokenizer
 
 SMOLLM2 = load_tokenizer(Models())
@@ -103,6 +108,109 @@ def test_the_text_is_cut_at_the_first_stop_text_and_shows_nothing_of_it(data, te
     assert not any(end in wanted for end in stop)
 
 
+MARKED = SMOLLM2("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>\n<|endoftext|>")["input_ids"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), tokens=st.lists(st.sampled_from([0, 1, 2, *sorted(set(MARKED))]), max_size=25))
+def test_a_stop_text_that_names_special_tokens_is_met_where_they_come(data, tokens):
+    """Stop texts are pieces of the text as it is with its special tokens; the answer is cut in the text without them."""
+    marked, shown = "", []
+    for token in tokens:
+        text = SMOLLM2.decode([token])
+        marked += text
+        shown += [bool(whole(SMOLLM2, [token]))] * len(text)
+    stop = []
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, max(len(marked) - 1, 0)))
+        stop.append(marked[start : start + data.draw(st.integers(1, 25))] + data.draw(st.sampled_from(["", "", "x"])))
+    stop = [one for one in stop if one] or ["x"]
+
+    wanted, length = None, 0
+    for token in tokens:
+        length += len(SMOLLM2.decode([token]))
+        plain = "".join(character for character, visible in zip(marked[:length], shown, strict=False) if visible)
+        cuts = [plain.index(end) for end in stop if end in plain]
+        specials = [end for end in stop if any(text in end for text in SMOLLM2.all_special_tokens)]
+        cuts += [sum(shown[: marked[:length].index(end)]) for end in specials if end in marked[:length]]
+        if cuts:
+            wanted = plain[: min(cuts)]
+            break
+    pieces, stream = streamed(SMOLLM2, tokens, stop)
+    assert stream.stopped == (wanted is not None)
+    assert "".join(pieces) == (whole(SMOLLM2, tokens) if wanted is None else wanted)
+
+
+@pytest.mark.parametrize(
+    ("stop", "left"),
+    [
+        ("<|im_start|>", "user\nHi\n"),
+        ("\n<|im_start|>assistant", "user\nHi"),
+        ("<|im_end|>", "user\nHi"),
+        ("Hi<|im_end|>", "user\n"),
+        ("ant\nHello", "user\nHi\nassist"),
+        ("Hi\na", "user\n"),
+        ("<|im_end|>user", None),
+    ],
+)
+def test_where_a_stop_text_cuts_a_conversation(stop, left):
+    pieces, stream = streamed(SMOLLM2, MARKED[1:], (stop,))
+    assert "".join(pieces) == (whole(SMOLLM2, MARKED) if left is None else left)
+    assert stream.stopped == (left is not None)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    parts=st.lists(st.text("ab", max_size=9), max_size=12), stop=st.lists(st.text("ab", min_size=1, max_size=7), max_size=3)
+)
+def test_stop_texts_that_overlap_themselves_are_found_where_a_search_finds_them(parts, stop):
+    matcher, text = StopMatcher(stop), ""
+    for part in parts:
+        text += part
+        found = matcher.feed(part)
+        assert found == min((text.index(end) for end in stop if end in text), default=None)
+        if found is not None:
+            break
+        begun = [length for end in stop for length in range(len(end)) if text.endswith(end[:length])]
+        assert matcher.held == max(begun, default=0)
+
+
+def lines_run(do):
+    """How many lines of the package's code run while `do` does."""
+    count = 0
+
+    def trace(frame, event, argument):
+        nonlocal count
+        if "lorafleet" not in frame.f_code.co_filename:
+            return None
+        count += event == "line"
+        return trace
+
+    sys.settrace(trace)
+    try:
+        do()
+    finally:
+        sys.settrace(None)
+    return count
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        ("never met, " * 90,) * 4,
+        ("a" * 999 + "b",) * 4,
+        (("a" * 9 + "b") * 99 + "c",) * 4,
+        ("<|im_end|>" + "a" * 900 + "<|im_end|>",) * 4,
+    ],
+)
+def test_long_stop_texts_cost_no_more_than_short_ones(stop):
+    tokens = SMOLLM2("aaaaaaaaab" * 200 + "a" * 1500 + "c", add_special_tokens=False)["input_ids"]
+    short, long = (TextStream(SMOLLM2, texts) for texts in (("xy",) * 4, stop))
+    costs = [lines_run(lambda stream=stream: list(map(stream.add, tokens))) for stream in (short, long)]
+    assert not short.stopped and not long.stopped
+    assert costs[1] < 3 * costs[0]
+
+
 def test_a_stop_text_over_several_tokens_never_shows():
     tokens = SMOLLM2("The answer is 42.\n\nQuestion: why?", add_special_tokens=False)["input_ids"]
     pieces, stream = streamed(SMOLLM2, tokens, ("\n\nQuestion", "never"))
@@ -159,3 +267,40 @@ def test_a_stop_text_ends_the_answer_while_others_go_on(engine):
         assert stopped.text == listener.text == answer.text[: answer.text.index(request.stop[0])]
         assert stopped.tokens == listener.tokens == answer.tokens[: len(stopped.tokens)]
         assert stopped.finish_reason == "stop" and len(stopped.tokens) < len(answer.tokens)
+
+
+def test_a_special_token_stops_the_answer_by_its_id_while_others_go_on(engine):
+    """Drawn at a high temperature, some answers of a random model have the token `<s>`, which no text shows."""
+    asked = [GenerationRequest("x", max_tokens=60, temperature=2.0, seed=seed) for seed in range(24)]
+    free = engine.generate(asked)
+    listeners = [Listener() for _ in asked]
+    stopping = [replace(request, stop=("<s>",)) for request in asked]
+    futures = [engine.submit(request, listener) for request, listener in zip(stopping, listeners, strict=True)]
+    stopped = 0
+    for answer, future, listener in zip(free, futures, listeners, strict=True):
+        given = future.result(PATIENCE)
+        met = 1 + answer.tokens.index(BOS) if BOS in answer.tokens else len(answer.tokens)
+        assert given.tokens == listener.tokens == answer.tokens[:met]
+        assert (
+            given.text == listener.text == whole(tiny_tokenizer(), answer.tokens[:met]).rstrip(HALF * (BOS in answer.tokens))
+        )
+        assert given.finish_reason == ("stop" if BOS in answer.tokens else "length")
+        stopped += BOS in answer.tokens
+    assert 0 < stopped < len(asked)
+
+
+def test_a_stop_text_that_is_too_long_is_named(engine):
+    with pytest.raises(RequestError, match=r"stop\.1 has 1001 characters.*1000") as caught:
+        engine.submit(GenerationRequest("x", stop=("fine", "x" * 1001)))
+    assert caught.value.field == "stop.1"
+    assert engine.generate([GenerationRequest("x", max_tokens=2, stop=("x" * 1000,))])
+
+
+def test_a_fleet_takes_stop_texts(tmp_path):
+    fleet = Fleet(small_settings(tmp_path, free_port()))
+    asked = {"prompts": ["Once upon a time", "Name three colours", "x", "7"], "weights": [{}] * 4, "max_tokens": 40}
+    free = fleet.generate(**asked)
+    number, stop = next((number, one) for number, answer in enumerate(free) for one in answer.text[1:] if one != HALF)
+    stopped = fleet.generate(**asked, stop=[stop])[number]
+    fleet.engine.close()
+    assert (stopped.text, stopped.finish_reason) == (free[number].text.partition(stop)[0], "stop")

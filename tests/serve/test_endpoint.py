@@ -180,6 +180,25 @@ def test_several_prompts_are_several_requests_with_n_choices_each(ask):
     assert choices[0]["composition"] == choices[1]["composition"] == answer["composition"] != choices[2]["composition"]
 
 
+def test_a_stop_that_is_a_special_token_ends_an_answer_where_the_token_comes(ask):
+    """Drawn answers to a conversation that is over: some begin another turn."""
+    turn, end = "<|im_start|>", "<|im_end|>"
+    over = f"{turn}user\nHi{end}\n{turn}assistant\nHello!{end}\n"
+    asked = {"model": "base", "prompt": over, "max_tokens": 24, "temperature": 1.0, "seed": 3, "n": 8, "logprobs": 0}
+    free, stopped = ask(**asked)["choices"], ask(**asked, stop=[turn])["choices"]
+    met = 0
+    for whole, one in zip(free, stopped, strict=True):
+        tokens = whole["logprobs"]["tokens"]
+        if turn in tokens:
+            met += 1
+            assert one["finish_reason"] == "stop"
+            assert one["logprobs"]["tokens"] == tokens[: tokens.index(turn)]
+            assert whole["text"].startswith(one["text"])
+        else:
+            assert (one["text"], one["finish_reason"]) == (whole["text"], whole["finish_reason"])
+    assert met
+
+
 @pytest.mark.parametrize(
     ("body", "status", "param", "says"),
     [
@@ -191,6 +210,9 @@ def test_several_prompts_are_several_requests_with_n_choices_each(ask):
         ({"prompt": "a", "n": 17}, 400, "n", "17.*16"),
         ({"prompt": "a", "temperature": -1}, 400, "temperature", "-1"),
         ({"prompt": "a", "stop": [""]}, 400, "stop", "empty"),
+        ({"prompt": "a", "stop": ["b", "c", "d" * 1001]}, 400, "stop.2", "1001.*1000"),
+        ({"prompt": "a", "stop": "d" * 1001}, 400, "stop", "1001.*1000"),
+        ({"prompt": "a " * 100_000, "echo": True}, 400, "prompt", "more than 2048 tokens"),
         ({"prompt": [1, "a"]}, 400, "prompt.1", "integer"),
         ({"prompt": [[1], []]}, 400, "prompt.1", "at least 1"),
         ({"prompt": "a", "logprobs": 6}, 400, "logprobs", "6.*5"),
