@@ -1,6 +1,9 @@
 """From text to token ids, the same way in training, scoring and generation."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from lorafleet.long_texts import read_ends
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,11 +17,21 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str, max_tokens:
     The prompt begins with the BOS token exactly once where the tokenizer adds one (Llama does, SmolLM2 does not),
     also where the text brings it along, and it never ends with an end token.
     """
-    ids = _encode(tokenizer, prompt)
+    return cut_middle(encode_ends(tokenizer, prompt, max_tokens)[0], max_tokens)
+
+
+def encode_ends(tokenizer: "PreTrainedTokenizerBase", prompt: str, max_tokens: int) -> tuple[list[int], bool]:
+    """The token ids of a prompt as `encode_prompt` gives them before the cut.
+
+    Returns:
+        All of them and True; or, of a long prompt that has more than `max_tokens`, those that `cut_middle` keeps with some
+        between them, and False. The middle of such a prompt is never tokenized.
+    """
+    ids, whole = read_ends(partial(_encode, tokenizer), prompt, max_tokens // 2, max_tokens - max_tokens // 2)
     bos = tokenizer.bos_token_id
     if bos is not None and tokenizer("")["input_ids"][:1] == [bos] and ids[:1] != [bos]:
         ids = [bos, *ids]
-    return cut_middle(ids, max_tokens)
+    return ids, whole
 
 
 def encode_answer(tokenizer: "PreTrainedTokenizerBase", answer: str) -> list[int]:

@@ -104,8 +104,7 @@ class Generator:
         Raises:
             RequestError: the model has no such token.
         """
-        self._engine.check_tokens(tokens)
-        return str(self._engine.tokenizer.decode(list(tokens), skip_special_tokens=True))
+        return await asyncio.to_thread(self._text_of, tokens)
 
     async def complete(self, order: Order, weighed: Weighed | None = None) -> Completed:
         """Continue one prompt `n` times.
@@ -182,7 +181,7 @@ class Generator:
         if weights is None:
             weights = within_reach(weighed.weights if weighed is not None else {}, self._engine.pool)
         composition = make_composition(self._settings, self._roster, weights, choice.method, choice.density)
-        prompt = prompt_of(order, self._engine.tokenizer)
+        prompt, echo = await asyncio.to_thread(self._read_prompt, order)
         request = GenerationRequest(
             prompt,
             composition,
@@ -194,10 +193,20 @@ class Generator:
             likeliest=sampling.likeliest or 0,
             tell_prompt=sampling.echo and (sampling.likeliest is not None or sampling.max_tokens == 0),
         )
-        echo = ""
-        if sampling.echo:
-            echo = prompt if isinstance(prompt, str) else await self.text_of(prompt)
         return Begun(composition, weighed, echo), choices(request, sampling.n)
+
+    def _read_prompt(self, order: Order) -> tuple[tuple[int, ...], str]:
+        """The tokens of an order's prompt, read once for all its answers, and the text that they echo."""
+        echo = order.sampling.echo
+        prompt = prompt_of(order, self._engine.tokenizer)
+        tokens = tuple(self._engine.encode(prompt, whole=echo))
+        if not echo:
+            return tokens, ""
+        return tokens, prompt if isinstance(prompt, str) else self._text_of(prompt)
+
+    def _text_of(self, tokens: tuple[int, ...]) -> str:
+        self._engine.check_tokens(tokens)
+        return str(self._engine.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 
 def news_of(batch: Sequence[tuple[int, Piece | Generation]], transcripts: Sequence[Transcript] = ()) -> list[News]:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -26,7 +25,7 @@ from lorafleet.engine.sequence import Sequence as Row
 from lorafleet.engine.slotted_cache import SlottedCache
 from lorafleet.engine.text import TextStream
 from lorafleet.errors import EngineFull, RequestError
-from lorafleet.prompts import cut_middle, declared_stops, encode_answer, encode_prompt, end_tokens
+from lorafleet.prompts import cut_middle, declared_stops, encode_answer, encode_ends, end_tokens
 
 if TYPE_CHECKING:
     from lorafleet.engine.graphs import DecodeGraphs
@@ -84,7 +83,7 @@ class Engine:
         hold_rotation(model, longest)
         self._tokenizer, self._niceness = tokenizer, niceness
         self._max_prompt_tokens, self._rows, self._waiting = min(max_prompt_tokens, longest - 1), rows, waiting
-        self._prompt_tokens = lru_cache(remembered)(lambda prompt: tuple(encode_prompt(tokenizer, prompt, sys.maxsize)))
+        self._prompt_tokens = lru_cache(remembered)(partial(encode_ends, tokenizer, max_tokens=self._max_prompt_tokens))
         self._option_tokens = lru_cache(remembered)(lambda option: tuple(encode_answer(tokenizer, option)))
         self._stops = declared_stops(model)
         self._vocabulary = int(model.config.get_text_config().vocab_size)
@@ -175,7 +174,7 @@ class Engine:
             EngineFull: too many requests wait.
         """
         request.check()
-        prompt = self._encode(request.prompt, whole=request.tell_prompt)
+        prompt = self.encode(request.prompt, whole=request.tell_prompt)
         if len(prompt) + request.max_tokens > self._cache.longest:
             raise RequestError(
                 f"max_tokens is {request.max_tokens}, and the prompt has {len(prompt)} tokens",
@@ -195,7 +194,7 @@ class Engine:
             raise RequestError(f"options is {request.options!r}", "Give at least one, none empty", field="options")
         options = [list(self._option_tokens(option)) for option in request.options]
         recipe = self.pool.recipe(request.composition)
-        scoring = Scoring(request, self._encode(request.prompt), options, recipe, Future())
+        scoring = Scoring(request, self.encode(request.prompt), options, recipe, Future())
         if len(scoring.tokens) > self._cache.longest:
             raise RequestError(
                 f"prompt and options have {len(scoring.tokens)} tokens",
@@ -241,6 +240,32 @@ class Engine:
         if self._thread is not None:
             self._thread.join()
 
+    def encode(self, prompt: str | Sequence[int], whole: bool = False) -> list[int]:
+        """A prompt's tokens, as a request may give them in the prompt's place; of one that is too long without the middle.
+
+        Any thread may call this. Of a long text only the ends that are kept are tokenized.
+
+        Args:
+            whole: refuse a prompt that is too long.
+
+        Raises:
+            RequestError: the prompt is empty or too long, or the model has no such token.
+        """
+        if isinstance(prompt, str):
+            read, counted = self._prompt_tokens(prompt)
+            tokens = list(read)
+        else:
+            self.check_tokens(prompt)
+            tokens, counted = list(prompt), True
+        if whole and len(tokens) > self._max_prompt_tokens:
+            allowed = f"Allowed where it is echoed: {self._max_prompt_tokens} (generation.max_prompt_tokens)"
+            count = str(len(tokens)) if counted else f"more than {self._max_prompt_tokens}"
+            raise RequestError(f"prompt has {count} tokens", allowed, field="prompt")
+        tokens = cut_middle(tokens, self._max_prompt_tokens)
+        if not tokens:
+            raise RequestError("the prompt is empty", "Send some text", field="prompt")
+        return tokens
+
     def check_tokens(self, tokens: Sequence[int]) -> None:
         """Refuse token ids that the model does not have.
 
@@ -251,21 +276,6 @@ class Engine:
         if foreign:
             allowed = f"Allowed: 0 to {self._vocabulary - 1}"
             raise RequestError(f"prompt has the token id {foreign[0]}", allowed, field="prompt")
-
-    def _encode(self, prompt: str | Sequence[int], whole: bool = False) -> list[int]:
-        """A prompt's tokens; of one that is too long the middle is left out, or it is refused where it has to be whole."""
-        if isinstance(prompt, str):
-            tokens = list(self._prompt_tokens(prompt))
-        else:
-            self.check_tokens(prompt)
-            tokens = list(prompt)
-        if whole and len(tokens) > self._max_prompt_tokens:
-            allowed = f"Allowed where they are told: {self._max_prompt_tokens} (generation.max_prompt_tokens)"
-            raise RequestError(f"prompt has {len(tokens)} tokens", allowed, field="prompt")
-        tokens = cut_middle(tokens, self._max_prompt_tokens)
-        if not tokens:
-            raise RequestError("the prompt is empty", "Send some text", field="prompt")
-        return tokens
 
     def _take(self, item: Row | Scoring, patient: bool) -> None:
         with self._news:

@@ -1,13 +1,19 @@
 """Texts to unit vectors, by a sentence encoder."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import chain
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from lorafleet.config import Models
+from lorafleet.long_texts import beginning
 from lorafleet.models import fingerprint, load_encoder, pick_device, pick_encoder_dtype
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Vectors = npt.NDArray[np.float32]
 
@@ -37,14 +43,16 @@ class Encoder:
         pack_linears(self._model)
         self._model.eval()
         self._prompt = self._model.prompts.get(self._model.default_prompt_name or "")
+        self._longest = int(self._model.max_seq_length or 0)
+        # A copy: to count tokens would unset the truncation of the model's own tokenizer.
+        self._tokenizer = cast("PreTrainedTokenizerBase", deepcopy(self._model.tokenizer))
         self.dimensions = int(self._model.get_embedding_dimension() or 0)
 
     def warm_up(self) -> None:
         """Embed a text of every length that oneDNN compiles products for: those who ask first would wait."""
         from lorafleet.packing import padded_rows
 
-        longest = int(self._model.max_seq_length or 0)
-        for tokens in sorted({padded_rows(count) for count in range(1, longest + 1)}):
+        for tokens in sorted({padded_rows(count) for count in range(1, self._longest + 1)}):
             # Two tokens stand around every text.
             self.encode(["a " * (tokens - 2)], 1)
 
@@ -62,7 +70,7 @@ class Encoder:
         for first in range(0, len(texts), batch):
             places = longest_first[first : first + batch]
             # The library's own `encode` looks through the whole model before every text: 3 ms of 11 for a short question.
-            features = self._model.preprocess([texts[place] for place in places], prompt=self._prompt)
+            features = self._model.preprocess([self._needed(texts[place]) for place in places], prompt=self._prompt)
             with torch.inference_mode():
                 found = self._model(batch_to_device(features, self._model.device))["sentence_embedding"]
             vectors[places] = found[:, : self.dimensions].float().cpu().numpy()
@@ -85,3 +93,13 @@ class Encoder:
         means: Vectors = vectors.reshape(len(rows), -1, self.dimensions).mean(axis=1)
         means /= np.linalg.norm(means, axis=1, keepdims=True)
         return means
+
+    def _needed(self, text: str) -> str:
+        """The beginning of a text, as much as the encoder reads before it truncates."""
+        if not self._longest or self._tokenizer.truncation_side != "right":
+            return text
+        return beginning(self._token_ids, text, self._longest)
+
+    def _token_ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        return ids

@@ -1,5 +1,8 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from long_writings import ARTICLE, counting, writing
 
 from lorafleet.config import load_settings
 from lorafleet.models import load_encoder
@@ -44,3 +47,45 @@ def test_an_encoder_that_puts_a_prompt_before_every_text_is_asked_so(tmp_path):
     found = encoder.encode(TEXTS, batch=2)
     np.testing.assert_allclose(found, prompted.encode(TEXTS, normalize_embeddings=True), atol=1e-4)
     assert (found * Encoder(models).encode(TEXTS, batch=2)).sum(axis=1).max() < 0.99
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return Encoder(load_settings(overrides=["models.encoder_dtype=float32"]).models)
+
+
+def read_ids(encoder, text):
+    return encoder._model.preprocess([text])["input_ids"].tolist()
+
+
+pieces = st.one_of(
+    st.tuples(
+        st.sampled_from([" ", "\n", "x", "xy", "中", "!", "the ", "\x01", "\u0301", "\u3000", "\ufffd", "[SEP]", "ß ", "İ"]),
+        st.integers(1, 5000),
+    ),
+    st.tuples(st.text(max_size=9), st.integers(1, 900)),
+    st.tuples(st.sampled_from([writing(script, 3000) for script in ARTICLE]), st.integers(1, 3)),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(parts=st.lists(pieces, min_size=1, max_size=8))
+def test_what_is_left_out_of_a_long_text_is_what_the_encoder_would_not_read(encoder, parts):
+    text = "".join(part * count for part, count in parts)
+    assert read_ids(encoder, encoder._needed(text)) == read_ids(encoder, text)
+
+
+@pytest.mark.parametrize("text", [*(writing(script, 10**5) for script in ARTICLE), "x! " * 10**5, "!" * 10**6])
+def test_a_long_text_has_its_vector_and_is_read_no_further_than_it_counts(encoder, text, monkeypatch):
+    wanted = encoder.encode([text, "beside it"], batch=1)
+    plain = load_encoder(load_settings().models).encode([text, "beside it"], normalize_embeddings=True)
+    np.testing.assert_allclose(wanted, plain, atol=1e-4)
+
+    fresh = Encoder(load_settings(overrides=["models.encoder_dtype=float32"]).models)
+    counted, told = counting(fresh._tokenizer), []
+    preprocess = fresh._model.preprocess
+    monkeypatch.setattr(
+        fresh._model, "preprocess", lambda texts, **how: told.extend(map(len, texts)) or preprocess(texts, **how)
+    )
+    np.testing.assert_array_equal(fresh.encode([text, "beside it"], batch=1), wanted)
+    assert sum(told) + sum(length for length, _ in counted.read) < 30_000
