@@ -177,11 +177,12 @@ class Generator:
     async def _begin(self, order: Order, weighed: Weighed | None) -> tuple[Begun, list[GenerationRequest]]:
         """What an order asks of the engine."""
         choice, sampling = order.choice, order.sampling
+        # First: between the look at the roster and the engine nobody may take an adapter away.
+        prompt, echo = await asyncio.to_thread(self._read_prompt, order)
         weights = choice.weights
         if weights is None:
             weights = within_reach(weighed.weights if weighed is not None else {}, self._engine.pool)
         composition = make_composition(self._settings, self._roster, weights, choice.method, choice.density)
-        prompt, echo = await asyncio.to_thread(self._read_prompt, order)
         request = GenerationRequest(
             prompt,
             composition,

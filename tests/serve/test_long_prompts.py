@@ -2,28 +2,25 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import pytest
-from engine.families import NEVER, build
+from engine.families import NEVER, build, random_adapter
 from long_writings import counting, writing
 from tiny_language_model import tiny_tokenizer
 
-from lorafleet.adapters import Roster
+from lorafleet.adapters import Roster, StoredAdapter
 from lorafleet.config import load_settings
 from lorafleet.engine import Engine
 from lorafleet.errors import RequestError
 from lorafleet.prompts import encode_prompt
 from serve.choosing import Choice
 from serve.generator import Generator
-from serve.messages import Order, Sampling
+from serve.messages import Order, Sampling, Weighed
+from serve.metrics import GenerationMetrics
 
 LONG = writing("english", 10**6)
 TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
-
-
-class Unmeasured:
-    def observe(self, *_):
-        pass
 
 
 @pytest.fixture
@@ -33,8 +30,8 @@ def generator():
     tokenizer.chat_template = TEMPLATE
     engine = Engine(build("llama", eos_token_id=NEVER), tokenizer, rows=4, longest=900, max_prompt_tokens=600)
     generator = object.__new__(Generator.func_or_class)
-    generator._engine, generator._settings, generator._roster = engine, load_settings(), Roster({})
-    generator._metrics = Unmeasured()
+    generator._engine, generator._settings, generator._roster = engine, load_settings(), Roster()
+    generator._metrics = GenerationMetrics(engine, 4)
     yield generator
     engine.close()
 
@@ -81,3 +78,20 @@ def test_long_token_ids_are_decoded_off_the_loop(generator, monkeypatch):
     monkeypatch.setattr(tokenizer, "decode", lambda *a, **k: threads.append(threading.get_ident()) or decode(*a, **k))
     assert len(asyncio.run(generator.text_of((70,) * 200_000))) == 200_000
     assert threads and threading.get_ident() not in threads
+
+
+def test_an_adapter_that_goes_while_a_prompt_is_read_is_not_composed(generator, monkeypatch, tmp_path):
+    engine = generator._engine
+    engine.pool.add(random_adapter(build("llama"), "own"))
+    generator._roster = Roster([StoredAdapter("own", "own", tmp_path, None)])
+    encode = engine.encode
+
+    def encode_meanwhile(*prompt, **how):
+        generator._roster = Roster()
+        engine.pool.remove("own")
+        return encode(*prompt, **how)
+
+    monkeypatch.setattr(engine, "encode", encode_meanwhile)
+    asked = replace(order("x"), choice=Choice(None, None, None))
+    weighed = Weighed({"own": 1.0}, {"own": 1.0}, "joint", None, 0.0, 0.0)
+    assert dict(asyncio.run(generator.complete(asked, weighed)).begun.composition.weights) == {}
