@@ -8,7 +8,6 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lorafleet.errors import TaskError
 from lorafleet.retrieval import key_digest, task_of
 from lorafleet.tasks import CorpusRows
 
@@ -87,7 +86,7 @@ class Ledger:
         self._insert("usable", 2, enumerate(key_digest(example.key) for example in rows))
         count = self._count("usable")
         if not count:
-            raise TaskError(f"task {task} has no usable row in {rows.source}")
+            raise rows.none_usable()
         chosen = rows.chosen(count)
         whole = len(chosen) == count
         if not whole:

@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
-import pyarrow
-import pyarrow.parquet
-
 from lorafleet.adapters import Roster, adapter_shape, stored_adapter
 from lorafleet.composition.files import CONFIG_BYTES, CONFIG_FILE, WEIGHTS_FILE
 from lorafleet.composition.peft_format import shown, shown_name
@@ -24,8 +21,10 @@ from lorafleet.config import Index, Models, Settings
 from lorafleet.errors import AdapterError, TaskError
 from lorafleet.models import fingerprint, locate, pick_dtype, short_name, unpacked
 from lorafleet.tasks import Example, formless, load_catalogue, texts_to_embed
+from lorafleet.tasks.bounds import ByteLimit
 from lorafleet.tasks.files import read_rows
-from lorafleet.tasks.task import BadRowError, Task
+from lorafleet.tasks.task import Task
+from lorafleet.tasks.values import BadRowError, scalar
 from lorafleet.training.cards import CARD, read_card
 from serve.choosing import AUTO, BASE
 from serve.errors import SERVER_ERROR, ApiError, sentence
@@ -208,9 +207,11 @@ def read_new_rows(newcomer: AdapterRequest, settings: Settings) -> list[NewRow]:
     name.
     """
     field = "rows" if newcomer.corpus is None else "corpus"
-    given: Iterable[tuple[int, Any]] = enumerate(newcomer.rows or ())
-    rows = given if newcomer.corpus is None else _numbered(resolved(newcomer.corpus, field, settings), settings)
     task = _declared(newcomer.task_name, settings)
+    rows: Iterable[tuple[int, Any]] = enumerate(newcomer.rows or ())
+    if newcomer.corpus is not None:
+        columns = frozenset({"text"}) if task is None else task.columns | {"text"}
+        rows = _numbered(resolved(newcomer.corpus, field, settings), columns, settings)
     limit = settings.serving.adapter_rows
     found = []
     for number, row in rows:
@@ -313,22 +314,14 @@ def _declared(task: str, settings: Settings) -> Task | None:
     return catalogue[task] if task in catalogue else None  # noqa: SIM401
 
 
-def _numbered(file: Path, settings: Settings) -> Iterator[tuple[int, Any]]:
-    limit = settings.serving.adapter_mib * 2**20
+def _numbered(file: Path, columns: frozenset[str], settings: Settings) -> Iterator[tuple[int, Any]]:
     try:
-        size = file.stat().st_size
-        if file.suffix.lower() == ".parquet":
-            groups = pyarrow.parquet.ParquetFile(file).metadata
-            size = sum(groups.row_group(number).total_byte_size for number in range(groups.num_row_groups))
-        if size > limit:
-            raise ApiError.bad_request(f"corpus has {size} bytes. Allowed: {limit} (serving.adapter_mib)", "corpus")
-        for number, row in read_rows(file):
+        for number, row in read_rows(file, columns, ByteLimit(settings.serving.adapter_mib * 2**20, "serving.adapter_mib")):
             if isinstance(row, BadRowError):
                 raise ApiError.bad_request(f"corpus.{number}: {row}", f"corpus.{number}")
             yield number, row
-    except (TaskError, OSError, pyarrow.ArrowException) as error:
-        said = sentence(error) if isinstance(error, TaskError) else str(error)
-        raise ApiError.bad_request(f"corpus cannot be read: {said}", "corpus") from None
+    except TaskError as error:
+        raise ApiError.bad_request(f"corpus cannot be read: {sentence(error)}", "corpus") from None
 
 
 def _new_row(row: str | Mapping[str, Any], task: Task | None, index: Index) -> NewRow:
@@ -338,10 +331,9 @@ def _new_row(row: str | Mapping[str, Any], task: Task | None, index: Index) -> N
         example = _rendered(row, task)
         key, texts = example.key, texts_to_embed(task, example, index)
     else:
-        text = row if isinstance(row, str) else row["text"]
-        if not isinstance(text, str) or not text.strip():
-            raise BadRowError("text is empty, or no text")
-        key = text.strip()
+        key = scalar(row if isinstance(row, str) else row["text"], "text")
+        if not isinstance(key, str):
+            raise BadRowError("text is a number or a date, not a text")
         texts = formless(key, index)
     if len(key) > LONGEST_TEXT:
         raise BadRowError(f"it has {len(key)} characters. Allowed: {LONGEST_TEXT}")

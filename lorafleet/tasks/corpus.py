@@ -11,8 +11,9 @@ from pathlib import Path
 
 from lorafleet.config import Tasks
 from lorafleet.errors import TaskError, TooManyBadRows
-from lorafleet.tasks.files import NumberedRow, read_rows
-from lorafleet.tasks.task import BadRowError, Declared, Example, Split, Task
+from lorafleet.tasks.files import read_rows
+from lorafleet.tasks.task import Declared, Example, Split, Task
+from lorafleet.tasks.values import BadRowError, NumberedRow
 
 SAMPLES = Path(__file__).with_name("samples")
 
@@ -117,10 +118,17 @@ class CorpusRows:
         trained = min(most, count - int(count * self._settings.validation_share))
         return places[:trained] if self.split == "train" else places[trained : trained + most]
 
+    def none_usable(self) -> TaskError:
+        """The error for a source whose rows are all bad, or that has none."""
+        problem = f"task {self.task.name} has no usable row in {self.source}"
+        if not self.bad_rows:
+            return TaskError(f"{problem}: it is empty")
+        return TaskError(f"{problem}: of {len(self.bad_rows)} bad rows, the first is {self.bad_rows[0]}")
+
     def _numbered(self) -> Iterator[tuple[str, NumberedRow]]:
         if self._paths is None:
             return ((self.source, row) for row in _hub_rows(self.task, self._declared))
-        return ((_tidy(file), row) for file in self._paths for row in read_rows(file))
+        return ((_tidy(file), row) for file in self._paths for row in read_rows(file, self.task.columns))
 
     def _note(self, bad: BadRow) -> None:
         self.bad_rows.append(bad)
@@ -144,7 +152,7 @@ def load_corpus(task: Task, split: Split, settings: Tasks) -> TaskCorpus:
     rows = CorpusRows(task, split, settings)
     examples = list(rows)
     if not examples:
-        raise TaskError(f"task {task.name} has no usable row in {rows.source}")
+        raise rows.none_usable()
     chosen = tuple(examples[place] for place in rows.chosen(len(examples)))
     if split == "validation":
         trained = CorpusRows(task, "train", settings).chosen(len(examples))
@@ -190,8 +198,9 @@ def _hub_folder_files(task: Task, split: Declared, hub_root: Path) -> list[Path]
 
     try:
         data_files = load_dataset_builder(str(folder), task.config).config.data_files
-    except (OSError, ValueError) as error:
-        raise TaskError(f"cannot read {folder}: {error}") from None
+    # A README of the folder's own, and so errors of many kinds.
+    except Exception as error:
+        raise TaskError(f"cannot read {folder}: {' '.join(str(error).split())}") from None
     name = task.splits[split]
     if not data_files or name not in data_files:
         raise TaskError(f"{folder} has no split {name!r} in configuration {task.config!r}")
@@ -201,13 +210,17 @@ def _hub_folder_files(task: Task, split: Declared, hub_root: Path) -> list[Path]
 def _hub_rows(task: Task, split: Declared) -> Iterator[NumberedRow]:
     from datasets import load_dataset
 
+    number = 0
     try:
         dataset = load_dataset(task.hub, task.config, split=task.splits[split])
+        for row in dataset.select_columns([name for name in dataset.column_names if name in task.columns]):
+            number += 1
+            yield number, row
     except Exception as error:
+        where = f"row {number + 1} of {task.hub}" if number else str(task.hub)
         raise TaskError(
-            f"cannot read {task.hub} from the hub: {error}", "Check the network, or set tasks.hub_root to a folder"
+            f"cannot read {where} from the hub: {error}", "Check the network, or set tasks.hub_root to a folder"
         ) from None
-    yield from enumerate(dataset, start=1)
 
 
 def _tidy(file: Path) -> str:

@@ -1,6 +1,7 @@
 """One task, and how a row of it becomes an example."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
@@ -9,15 +10,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lorafleet.config import TASK_NAME
+from lorafleet.tasks.values import BadRowError, as_text, is_list, is_missing, named, scalar, shown
 
 Declared = Literal["train", "evaluation"]
 Split = Literal["train", "validation", "evaluation"]
 """Validation rows are those of the declared training split that are kept from training."""
 Scoring = Literal["sum", "token", "byte"]
-
-
-class BadRowError(ValueError):
-    """A row does not fit its task; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +82,11 @@ class Task(_Declaration):
     def _is_template(cls, text: str) -> str:
         """Refused here, and not at the first row that is rendered."""
         try:
-            list(Formatter().parse(text))
+            columns = list(_columns(text))
         except ValueError as error:
             raise ValueError(f"{error}; a brace that is meant as text is written twice") from None
+        if any(not column or column.isdigit() for column in columns):
+            raise ValueError("a field names no column; a brace that is meant as text is written twice")
         return text
 
     @model_validator(mode="after")
@@ -110,6 +110,16 @@ class Task(_Declaration):
         """Whether an adapter is trained on this task."""
         return "train" in (self.splits if self.hub else self.files)
 
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns of a row that are read; whatever stands in others is of no matter."""
+        paths = [*self.words, self.label, self.answers]
+        if isinstance(self.options, OptionColumns):
+            paths += self.options.columns
+        elif isinstance(self.options, OptionList):
+            paths.append(self.options.list)
+        return frozenset([*_columns(self.text), *(path.split(".")[0] for path in paths if path is not None)])
+
     def render(self, row: Mapping[str, Any]) -> Example:
         """The example of a row.
 
@@ -118,14 +128,9 @@ class Task(_Declaration):
         """
         fields = dict(row)
         for column, words in self.words.items():
-            value = str(_reach(row, column))
-            if value not in words:
-                raise BadRowError(f"{column} is {value!r}, not one of {', '.join(words)}")
-            fields[column] = words[value]
+            fields[column] = words[named(_reach(row, column), column, words)]
         try:
-            text = self.text.format_map(_Strict(fields)).strip()
-        except (KeyError, IndexError, TypeError) as error:
-            raise BadRowError(f"column {error.args[0] if error.args else '?'} is missing") from None
+            text = _Template().vformat(self.text, (), fields).strip()
         except BadRowError:
             raise
         except (AttributeError, ValueError) as error:
@@ -147,60 +152,63 @@ class Task(_Declaration):
         assert self.answers is not None
         found = _reach(row, self.answers)
         if isinstance(found, Mapping):
-            raise BadRowError(f"{self.answers} is {found!r}, neither an answer nor a list of them")
-        values = found if _is_list(found) else [found]
-        accepted = tuple(dict.fromkeys(str(value).strip() for value in values if str(value).strip()))
-        if not accepted:
+            raise BadRowError(f"{self.answers} is {shown(found)}, neither an answer nor a list of them")
+        accepted = tuple(dict.fromkeys(_texts(found if is_list(found) else [found], self.answers)))
+        if not any(accepted):
             raise BadRowError(f"{self.answers} holds no answer")
-        return accepted
+        return tuple(answer for answer in accepted if answer)
 
     def _options(self, row: Mapping[str, Any]) -> tuple[str, ...]:
         if isinstance(self.options, list):
             return tuple(self.options)
         if isinstance(self.options, OptionColumns):
-            values: Sequence[Any] = [_reach(row, column) for column in self.options.columns]
+            options = tuple(text for name in self.options.columns for text in _texts([_reach(row, name)], name))
         else:
             assert self.options is not None
             values = _reach(row, self.options.list)
-            if not _is_list(values):
-                raise BadRowError(f"{self.options.list} is {values!r}, not a list")
-        options = tuple(str(value).strip() if value is not None else "" for value in values)
+            if not is_list(values):
+                raise BadRowError(f"{self.options.list} is {shown(values)}, not a list")
+            options = tuple(_texts(values, self.options.list))
         if len(options) < 2 or not all(options):
             raise BadRowError("an option is empty")
         return options
 
     def _right(self, row: Mapping[str, Any], options: Sequence[str]) -> int:
         assert self.label is not None
-        value = str(_reach(row, self.label)).strip()
         labels = [str(label) for label in self.labels or range(len(options))][: len(options)]
-        if value not in labels:
-            raise BadRowError(f"{self.label} is {value!r}, not one of {', '.join(labels)}")
-        return labels.index(value)
+        return labels.index(named(_reach(row, self.label), self.label, labels))
 
 
-class _Strict(dict[str, Any]):
-    """The columns of a row for a template: a missing or empty one is a fault, not an empty string."""
+class _Template(Formatter):
+    """Fills in a row's columns: a missing or empty one is a fault, not an empty string."""
 
-    def __getitem__(self, column: str) -> Any:
-        value = super().__getitem__(column)
-        if value is None:
-            raise KeyError(column)
-        if isinstance(value, str):
-            value = value.strip()
-            if not value:
-                raise BadRowError(f"{column} is empty")
-        return value
+    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, str]:
+        try:
+            value, column = super().get_field(field_name, args, kwargs)
+        except (KeyError, IndexError, TypeError):
+            raise BadRowError(f"column {field_name} is missing") from None
+        return scalar(value, field_name), column
 
 
-def _is_list(value: Any) -> bool:
-    """Whether a column holds several values, in a list or an array; a text is one, not as many as it has characters."""
-    return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+def _columns(template: str) -> Iterator[str]:
+    """The columns that a template's fields begin with."""
+    for _, field, spec, _ in Formatter().parse(template):
+        if field is not None:
+            yield re.split(r"[.\[]", field, maxsplit=1)[0]
+            yield from _columns(spec or "")
+
+
+def _texts(values: Iterable[Any], column: str) -> Iterator[str]:
+    """Values as texts; an empty text for one that is missing or empty."""
+    for value in values:
+        empty = is_missing(value) or (isinstance(value, str | bytes) and not value.strip())
+        yield "" if empty else as_text(value, column)
 
 
 def _reach(row: Mapping[str, Any], column: str) -> Any:
     value: Any = row
     for key in column.split("."):
-        if not isinstance(value, Mapping) or value.get(key) is None:
+        if not isinstance(value, Mapping) or is_missing(value.get(key)):
             raise BadRowError(f"column {column} is missing")
         value = value[key]
     return value

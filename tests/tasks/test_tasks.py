@@ -144,7 +144,7 @@ def test_damaged_rows_are_counted_with_file_and_line_and_stop_the_job_beyond_the
         (2, "column colour is missing"),
         (3, "thing is empty"),
         (4, "colour is 'y', not one of r, g, b"),
-        (5, "not UTF-8 at byte 11"),
+        (5, "thing is not UTF-8 at byte 11"),
         (6, "not JSON: Expecting ':' delimiter at column 27"),
         (7, "a text holds half of a surrogate pair, which is no character"),
         (8, "column thing is missing"),
