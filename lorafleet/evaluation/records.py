@@ -186,5 +186,5 @@ def _write(path: Path, table: pa.Table, about: Mapping[str, Any]) -> None:
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
         raise SettingsError(f"cannot read {path}: {error}", "Delete it, and run the evaluation again") from None

@@ -114,7 +114,8 @@ def variant(name: str) -> Variant:
             raise SettingsError(f"method {name}: cannot change {change!r}", f"Write name=value; known: {', '.join(KNOBS)}")
         try:
             found[knob] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        # As in a task file, PyYAML raises Python's own errors too.
+        except Exception:
             raise SettingsError(f"method {name}: {knob} is {value!r}", "Write a number, a name or true") from None
     return Variant(name, UNDER_TEST[plain], found)
 

@@ -60,7 +60,8 @@ def read_declarations(path: Path) -> list[Task]:
         declared = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise TaskError(f"cannot read the task file {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # For dates, numbers and tags that it cannot make values of, PyYAML raises Python's own errors, of any kind.
+    except Exception as error:
         raise TaskError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(declared, dict) or not all(isinstance(body, dict) for body in declared.values()):
         raise TaskError(f"{path} is not a mapping of task names to tasks")

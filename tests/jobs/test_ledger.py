@@ -135,6 +135,16 @@ def test_a_corpus_that_changes_between_two_readings_is_refused(corpus, ledger):
             list(reading.parcels())
 
 
+def test_a_corpus_of_bad_rows_alone_is_refused_with_the_first_of_them(corpus, ledger, tmp_path):
+    rows, _, _ = corpus(["a"])
+    (tmp_path / "colours.jsonl").write_text('\n{"thing": NaN, "label": 0}\n{"thing": "b", "label": 2}\n')
+    with pytest.raises(TaskError, match=r"of 2 bad rows, the first is .*colours\.jsonl:2: column thing is missing"):
+        ledger.note_corpus(rows)
+    (tmp_path / "colours.jsonl").write_text("")
+    with pytest.raises(TaskError, match=r"no usable row in .*colours\.jsonl: it is empty"):
+        ledger.note_corpus(rows)
+
+
 def test_the_fingerprint_is_of_the_rows_and_not_of_their_order(corpus, tmp_path):
     digests = []
     for number, things in enumerate((["a", "b", "b"], ["b", "a", "b"], ["a", "b"])):

@@ -188,12 +188,22 @@ def test_a_row_that_the_text_cannot_be_filled_in_with_is_a_bad_one(text):
         (("files: {train: rows.csv}", "hub: some/set"), "name at least one split"),
         (("options: [red, green, blue]", "options: [red]"), "at least two"),
         (("{thing}", "{thing"), r"colour\.text = 'Thing: \{thing': .*a brace that is meant as text is written twice"),
+        (("{thing}", "{}"), r"colour\.text = 'Thing: \{\}': .*a field names no column"),
         (("{thing}", "thing}"), r"colour\.text = 'Thing: thing\}': .*a brace that is meant as text is written twice"),
     ],
 )
 def test_a_wrong_declaration_is_refused_with_its_path(tmp_path, change, said):
     (tmp_path / "tasks.yaml").write_text((OWN_TASK % "csv").replace(*change))
     with pytest.raises(TaskError, match=said):
+        load_catalogue(Tasks(declarations=[tmp_path / "tasks.yaml"]))
+
+
+@pytest.mark.parametrize(
+    "value", ["2024-13-45", "!!timestamp soon", "!!bool maybe", "9" * 5000, "[" * 5000, "{a: b", "!!python/name:os.system x"]
+)
+def test_a_task_file_with_a_value_that_cannot_be_made_is_one_error(tmp_path, value):
+    (tmp_path / "tasks.yaml").write_text(OWN_TASK % "csv" + f"  cue: {value}\n")
+    with pytest.raises(TaskError, match=r"tasks\.yaml is not YAML: "):
         load_catalogue(Tasks(declarations=[tmp_path / "tasks.yaml"]))
 
 
@@ -219,3 +229,38 @@ def test_a_folder_in_the_hubs_layout(tmp_path):
     corpus = load_corpus(load_catalogue(settings)["piqa"], "train", settings)
     assert [example.answer for example in corpus.examples] == ["Push it."]
     assert [bad.line for bad in corpus.bad_rows] == [2]
+
+
+def test_a_data_set_of_the_hub_is_read_by_the_tasks_columns_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    # A data set's name is a folder's, where there is one.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own" / "things").mkdir(parents=True)
+    settings = Tasks(source="hub", declarations=[tmp_path / "tasks.yaml"])
+    declared = (OWN_TASK % "x").replace(
+        "files: {train: rows.x}", "hub: own/things\n  config: default\n  splits: {train: train}"
+    )
+    (tmp_path / "tasks.yaml").write_text(declared)
+    beyond = pyarrow.array([0, 2**40], pyarrow.timestamp("s"))
+
+    def write(**columns):
+        pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "own" / "things" / "train.parquet")
+        return load_corpus(load_catalogue(settings)["colour"], "train", settings)
+
+    corpus = write(thing=["sky", None], colour=["b", "r"], seen=beyond)
+    assert [example.answer for example in corpus.examples] == ["blue"]
+    assert [(bad.line, bad.reason) for bad in corpus.bad_rows] == [(2, "column thing is missing")]
+    with pytest.raises(TaskError, match="cannot read row 2 of own/things from the hub: "):
+        write(thing=beyond, colour=["b", "r"])
+
+
+@pytest.mark.parametrize(
+    "readme", ["---\nconfigs: [\n---\n", "---\nconfigs: 3\n---\n", "---\nconfigs:\n- 2024-13-45\n---\n"]
+)
+def test_a_folder_whose_readme_is_damaged_is_one_error(tmp_path, readme):
+    folder = tmp_path / "ybisk" / "piqa"
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text(readme)
+    (folder / "train.jsonl").write_text("{}\n")
+    with pytest.raises(TaskError, match="ybisk/piqa"):
+        load_corpus(load_catalogue(Tasks())["piqa"], "train", Tasks(hub_root=tmp_path))
