@@ -37,7 +37,7 @@ def read_rows(path: Path, columns: frozenset[str], limit: ByteLimit | None = Non
     Raises:
         TaskError: the file cannot be read, is of a kind that is not known, has none of the columns, or decodes to too much.
     """
-    readers = {".csv": _csv, ".jsonl": _jsonl, ".json": _json, ".parquet": parquet_rows}
+    readers = {".csv": _csv, ".jsonl": _json, ".json": _json, ".parquet": parquet_rows}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise TaskError(f"{path} is of no known kind", f"Give a file that ends in {', '.join(readers)}")
@@ -48,11 +48,6 @@ def read_rows(path: Path, columns: frozenset[str], limit: ByteLimit | None = Non
         yield from reader(path, columns, limit)
     except (OSError, csv.Error, ValueError, RecursionError) as error:
         raise TaskError(f"cannot read {path}: {' '.join(str(error).split())}") from None
-
-
-def _jsonl(path: Path, columns: frozenset[str], limit: ByteLimit | None) -> Iterator[NumberedRow]:
-    with _opened(path, limit) as text:
-        yield from _objects(_lines(text), columns)
 
 
 def _json(path: Path, columns: frozenset[str], limit: ByteLimit | None) -> Iterator[NumberedRow]:
@@ -106,13 +101,17 @@ def _chosen(row: Any, columns: frozenset[str], source: str) -> Row | BadRowError
     if not isinstance(row, dict):
         return BadRowError("not a JSON object")
     chosen = {column: row[column] for column in columns if column in row}
-    wrong = None if source.isascii() else UNDECODED.search(source)
-    if wrong is not None:
+    if not source.isascii() and UNDECODED.search(source):
         for column, value in chosen.items():
-            if UNDECODED.search(json.dumps(value, ensure_ascii=False)):
-                byte = len(source[: wrong.start()].encode(errors="surrogatepass"))
-                return BadRowError(f"{column} is not UTF-8 at byte {byte}")
+            if wrong := _undecoded(column, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)):
+                return wrong
     return chosen
+
+
+def _undecoded(column: str, text: str) -> BadRowError | None:
+    """The fault of a text that has bytes in it which are not UTF-8."""
+    wrong = None if text.isascii() else UNDECODED.search(text)
+    return BadRowError(f"{column} is not UTF-8 at byte {len(text[: wrong.start()].encode())}") if wrong else None
 
 
 def _array(path: Path, document: str, columns: frozenset[str]) -> Iterator[NumberedRow]:
@@ -133,8 +132,8 @@ def _array(path: Path, document: str, columns: frozenset[str]) -> Iterator[Numbe
                 at = _next(document, at + 1)
         if document[at : at + 1] != "]":
             raise json.JSONDecodeError("Expecting ',' or ']'", document, at)
-        if document[at + 1 :].strip(BLANKS):
-            raise json.JSONDecodeError("Extra data behind the array", document, at + 1)
+        if (behind := _next(document, at + 1)) < len(document):
+            raise json.JSONDecodeError("Extra data behind the array", document, behind)
     except (ValueError, RecursionError) as error:
         line = document.count("\n", 0, error.pos if isinstance(error, json.JSONDecodeError) else at) + 1
         raise TaskError(
@@ -229,10 +228,8 @@ def _cells(header: list[str], cells: list[str], columns: frozenset[str]) -> Row 
         return BadRowError("more cells than the header has")
     row = {name: cell for name, cell in zip(header, cells, strict=False) if name in columns}
     for column, cell in row.items():
-        wrong = None if cell.isascii() else UNDECODED.search(cell)
-        if wrong is not None:
-            byte = len(cell[: wrong.start()].encode(errors="surrogatepass"))
-            return BadRowError(f"{column} is not UTF-8 at byte {byte}")
+        if wrong := _undecoded(column, cell):
+            return wrong
     return row
 
 

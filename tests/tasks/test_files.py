@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import gzip
 import json
 import os
 from pathlib import Path
@@ -86,6 +87,7 @@ LINES = "\n".join(map(json.dumps, NONE_MISSING))
         ("a.jsonl", b'{"animal": "wolf", "kind": 1.0, "note": "caf\xe9"}\n{"animal": "cow", "kind": false, "note": NaN}'),
         ("a.json", LINES.encode()),
         ("a.json", json.dumps(NONE_MISSING).encode()),
+        ("a.jsonl", json.dumps(NONE_MISSING, indent=2).encode("utf-8-sig")),
         ("a.json", ("\n" + json.dumps(NONE_MISSING, indent=2) + "\n").encode("utf-16")),
         ("a.parquet", table(animal=["wolf", "cow"], kind=[1.0, 0.0])),
         ("a.parquet", table(animal=pa.array([b"wolf", b"cow"], pa.binary()), kind=[True, False])),
@@ -132,6 +134,11 @@ def test_every_way_of_writing_the_same_rows_gives_them(rows_of, name, content):
             ],
         ),
         ("a.csv", b"animal,kind\ncaf\xe9,1\n", [(2, "animal is not UTF-8 at byte 3")]),
+        (
+            "a.jsonl",
+            b'{"m": "caf\xe9", "animal": "caf\xc3\xa9 cr\xe8me", "kind": 1}\n{"animal": "cow", "kind": "\xe9"}',
+            [(1, "animal is not UTF-8 at byte 8"), (2, "kind is not UTF-8 at byte 0")],
+        ),
         ("a.csv", b'animal,kind\n"cow"s,1\n', [(2, "not CSV: ',' expected after '\"'")]),
         ("a.csv", b"name,kind\ncow,1\n", [(2, "column animal is missing")]),
         ("a.csv", b"animal,kind\n,1\ncow,\n", [(2, "animal is empty"), (3, "kind is empty")]),
@@ -169,14 +176,15 @@ def test_a_row_that_cannot_be_read_rightly_is_bad_with_its_line_column_and_reaso
         ("a.csv", b"\n\n", "it is empty"),
         ("a.json", b'[{"animal": "wolf", "kind": 1},\n {"animal": "cow" "kind": 0}]', "line 2: not JSON: Expecting ','"),
         ("a.json", b'[{"animal": "wolf", "kind": 1}', r"line 1: not JSON: Expecting ',' or '\]'"),
-        ("a.json", b'[{"animal": "wolf", "kind": 1}]\n{}', "line 1: not JSON: Extra data behind the array"),
+        ("a.json", b'[{"animal": "wolf", "kind": 1}]\n{}', "line 2: not JSON: Extra data behind the array"),
         ("a.json", b'[\n{"animal": %s}]' % (b"[" * 100_000), "line 2: JSON that is nested too deep"),
+        ("a.jsonl", b"[1]\n" + LINES.encode(), "line 2: not JSON: Extra data .*write one JSON object a line"),
         ("a.json", b"[]", "it is empty"),
         ("a.parquet", b"PAR1", "cannot read .*a.parquet: "),
         ("a.parquet", table(name=["wolf"]), "none of the columns animal, kind: it has 'name'"),
         ("a.jsonl", lambda path: os.mkfifo(path), "no plain file"),
         ("a.jsonl", lambda path: path.mkdir(), "no plain file"),
-        ("a.txt", b"wolf", "of no known kind"),
+        ("a.jsonl.gz", gzip.compress(LINES.encode()), "of no known kind"),
     ],
 )
 def test_a_file_of_which_no_row_can_be_trusted_is_one_error(rows_of, name, content, said):
