@@ -111,7 +111,9 @@ def _chosen(row: Any, columns: frozenset[str], source: str) -> Row | BadRowError
 def _undecoded(column: str, text: str) -> BadRowError | None:
     """The fault of a text that has bytes in it which are not UTF-8."""
     wrong = None if text.isascii() else UNDECODED.search(text)
-    return BadRowError(f"{column} is not UTF-8 at byte {len(text[: wrong.start()].encode())}") if wrong else None
+    if wrong is None:
+        return None
+    return BadRowError(f"{column} is not UTF-8 at byte {len(text[: wrong.start()].encode(errors='surrogatepass'))}")
 
 
 def _array(path: Path, document: str, columns: frozenset[str]) -> Iterator[NumberedRow]:

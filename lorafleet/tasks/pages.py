@@ -1,8 +1,11 @@
-"""The pages of a Parquet column by their headers, without decoding them: pyarrow shows only what the file's metadata claim.
+"""The pages of Parquet columns by their headers, without decoding them.
 
-A header is a Thrift structure in the compact protocol; of its fields, by their numbers in parquet.thrift, a few are read.
+Footer and headers are Thrift structures in the compact protocol; of their fields, by their numbers in parquet.thrift, a few
+are read. pyarrow shows no page's header, and a damaged footer's columns end the process: it lets C++ exceptions out of them.
 """
 
+import io
+import os
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -16,7 +19,7 @@ DATA, DICTIONARY, DATA_V2 = 5, 7, 8
 ENCODING = {DATA: 2, DICTIONARY: 2, DATA_V2: 4}
 DEEPEST = 16
 # The kinds of values in the compact protocol.
-BOOLEANS, BYTE, INT16, INT32, INT64, DOUBLE, BINARY, LISTS, STRUCTURE = (1, 2), 3, 4, 5, 6, 7, 8, (9, 10), 12
+BOOLEANS, BYTE, INT16, INT32, INT64, DOUBLE, BINARY, LIST, SET, STRUCTURE = (1, 2), 3, 4, 5, 6, 7, 8, 9, 10, 12
 
 
 @dataclass
@@ -36,6 +39,42 @@ class Pages:
     encodings: set[int] = field(default_factory=set)
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Where the pages of a column are in the file, with their headers."""
+
+    begin: int
+    size: int
+
+
+def read_chunks(file: BinaryIO) -> list[list[Chunk]]:
+    """The columns of each row group.
+
+    Raises:
+        ValueError: the footer is damaged.
+    """
+    length = int.from_bytes(_end(file, 8)[:4], "little")
+    footer = _structure(io.BytesIO(_end(file, length + 8)), 0)
+    return [
+        [_chunk(column.get((3, STRUCTURE), {})) for column in group.get((1, LIST), [])]
+        for group in footer.get((4, LIST), [])
+    ]
+
+
+def _end(file: BinaryIO, count: int) -> bytes:
+    """The last bytes of a file."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - count))
+    return file.read()
+
+
+def _chunk(metadata: dict[tuple[int, int], Any]) -> Chunk:
+    begin, dictionary, size = (metadata.get((number, INT64), -1) for number in (9, 11, 7))
+    if begin < 0 or size < 0:
+        raise ValueError("the footer says of a column neither where it is nor how long")
+    return Chunk(dictionary if 0 < dictionary < begin else begin, size)
+
+
 def read_pages(file: BinaryIO, begin: int, size: int) -> Pages:
     """The pages of a column.
 
@@ -50,32 +89,29 @@ def read_pages(file: BinaryIO, begin: int, size: int) -> Pages:
     file.seek(begin)
     while file.tell() < begin + size:
         header = _structure(file, 0)
-        decoded, stored = header.get(UNCOMPRESSED_SIZE), header.get(COMPRESSED_SIZE)
-        if not isinstance(decoded, int) or not isinstance(stored, int) or min(decoded, stored) < 0:
+        decoded, stored = header.get((UNCOMPRESSED_SIZE, INT32), -1), header.get((COMPRESSED_SIZE, INT32), -1)
+        if min(decoded, stored) < 0:
             raise ValueError(f"the page at byte {begin} has a damaged header")
         pages.decoded += decoded
         pages.largest = max(pages.largest, decoded)
         for kind, encoding in ENCODING.items():
-            found = header.get(kind)
-            if isinstance(found, dict):
-                pages.encodings.add(found.get(encoding, -1))
-                pages.values += max(0, found.get(1, 0))
+            found = header.get((kind, STRUCTURE), {})
+            pages.encodings.add(found.get((encoding, INT32), -1))
+            pages.values += max(0, found.get((1, INT32), 0))
         file.seek(stored, 1)
     return pages
 
 
-def _structure(file: BinaryIO, depth: int) -> dict[int, Any]:
-    """The 32-bit numbers and structures among a structure's fields."""
-    fields: dict[int, Any] = {}
+def _structure(file: BinaryIO, depth: int) -> dict[tuple[int, int], Any]:
+    """A structure's fields by their numbers and kinds."""
+    fields: dict[tuple[int, int], Any] = {}
     number = 0
     while head := _byte(file):
         # As Arrow's reader, which has 16 bits for a field's number, and passes over fields of another kind.
         number = (number + (head >> 4) if head >> 4 else _integer(file)) & 0xFFFF
         kind = head & 15
         # A boolean is all in its head.
-        value = None if kind in BOOLEANS else _value(file, kind, depth)
-        if kind in (INT32, STRUCTURE):
-            fields[number] = value
+        fields[number, kind] = None if kind in BOOLEANS else _value(file, kind, depth)
     return fields
 
 
@@ -90,11 +126,10 @@ def _value(file: BinaryIO, kind: int, depth: int) -> Any:
         return _skip(file, 8)
     if kind == BINARY:
         return _skip(file, _unsigned(file))
-    if kind in LISTS:
+    if kind in (LIST, SET):
         head = _byte(file)
-        for _ in range(head >> 4 if head >> 4 < 15 else _unsigned(file)):
-            _value(file, head & 15, depth + 1)
-        return None
+        count = head >> 4 if head >> 4 < 15 else _unsigned(file)
+        return [_value(file, head & 15, depth + 1) for _ in range(count)]
     if kind == STRUCTURE:
         return _structure(file, depth + 1)
     raise ValueError(f"a page's header has a field of the unknown kind {kind}")

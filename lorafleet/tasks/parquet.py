@@ -11,7 +11,7 @@ import pyarrow.parquet
 
 from lorafleet.errors import TaskError
 from lorafleet.tasks.bounds import ROW_BOUND, ByteLimit, Decoded
-from lorafleet.tasks.pages import DELTA, REPEATING, Pages, read_pages
+from lorafleet.tasks.pages import DELTA, REPEATING, Pages, read_chunks, read_pages
 from lorafleet.tasks.values import BadRowError, NumberedRow, Row
 
 BATCH_ROWS = 1024
@@ -86,17 +86,14 @@ def _checked_pages(file: Any, metadata: Any, leaves: list[int], decoded: Decoded
     """
     left = file.seek(0, os.SEEK_END)
     found: dict[int, list[Pages]] = {at: [] for at in leaves}
-    for group in range(metadata.num_row_groups):
+    for chunks in read_chunks(file):
         size = 0
         for at in leaves:
-            leaf, chunk = metadata.schema.column(at), metadata.row_group(group).column(at)
-            left -= chunk.total_compressed_size
-            if chunk.total_compressed_size < 0 or left < 0:
+            leaf, chunk = metadata.schema.column(at), chunks[at]
+            left -= chunk.size
+            if left < 0:
                 raise ValueError("its columns overlap, or are longer than it is")
-            begin = chunk.data_page_offset
-            if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < begin:
-                begin = chunk.dictionary_page_offset
-            pages = read_pages(file, begin, chunk.total_compressed_size)
+            pages = read_pages(file, chunk.begin, chunk.size)
             size += pages.decoded + pages.values * (WIDTHS.get(leaf.physical_type, leaf.length) + OVERHEAD)
             decoded.check(size)
             found[at].append(pages)

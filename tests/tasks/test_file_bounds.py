@@ -150,6 +150,17 @@ def test_the_pages_headers_say_what_arrow_wrote(version, dictionary):
     assert 0 < chunk.total_uncompressed_size - pages.decoded < 0.05 * chunk.total_uncompressed_size + 200
 
 
+def test_a_footer_that_arrow_ends_the_process_for_is_an_error(tmp_path):
+    file = write(tmp_path / "a.parquet", in_one_list(pa.array(["x", "y"])))
+    content = file.read_bytes()
+    # Required in place of optional, so that the statistics have too many levels.
+    optional, required = b"\x25\x02\x18\x07element", b"\x25\x00\x18\x07element"
+    assert content.count(optional) == 1
+    file.write_bytes(content.replace(optional, required))
+    with pytest.raises(TaskError, match=r"cannot read .*a\.parquet: .*histogram"):
+        list(read_rows(file, COLUMNS))
+
+
 @pytest.mark.parametrize(
     "damaged",
     [b"", b"\x15", b"\x1c" * 1000 + b"\0", b"\x19" * 1000, b"\x15\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", b"\0"],
