@@ -100,7 +100,7 @@ def named(value: Any, column: str, known: Collection[str]) -> str:
     for candidate in names:
         if candidate in known:
             return candidate
-    raise BadRowError(f"{column} is {shown(value)}, not one of {', '.join(known)}")
+    raise BadRowError(f"{column} is {shown(name)}, not one of {', '.join(known)}")
 
 
 def _is_finite(value: Real) -> bool:

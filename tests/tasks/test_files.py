@@ -119,7 +119,7 @@ def test_every_way_of_writing_the_same_rows_gives_them(rows_of, name, content):
                 (1, "animal is the boolean true, not a text"),
                 (2, "animal is ['cow'], not a text"),
                 (3, "animal is {'of': nan}, not a text"),
-                (4, "kind is 0.5, not one of 0, 1"),
+                (4, "kind is '0.5', not one of 0, 1"),
                 (5, "kind is 'yes', not one of 0, 1"),
             ],
         ),

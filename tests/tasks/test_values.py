@@ -8,7 +8,7 @@ import pytest
 
 from lorafleet.tasks import Task
 from lorafleet.tasks.task import OptionColumns
-from lorafleet.tasks.values import BadRowError, named, shown
+from lorafleet.tasks.values import BadRowError, named
 
 DECLARED = {"name": "own", "family": "mine", "files": {"train": "x"}, "instruction": "Say it."}
 NAN = float("nan")
@@ -37,7 +37,7 @@ def test_what_a_label_means(value, known, name):
 
 @pytest.mark.parametrize("value", [True, "true", 0.5, "1.5", -1.0, "wild"])
 def test_a_label_that_means_none_or_one_of_several_is_refused(value):
-    with pytest.raises(BadRowError, match=rf"^kind is {shown(value)}, not one of 0, 1, 2$"):
+    with pytest.raises(BadRowError, match=rf"^kind is {str(value)!r}, not one of 0, 1, 2$"):
         named(value, "kind", ["0", "1", "2"])
 
 
