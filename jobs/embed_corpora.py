@@ -47,6 +47,7 @@ from lorafleet.retrieval import (
     NextVersion,
     Vectors,
     Version,
+    copies_of,
     indexing,
     open_for_writing,
     server,
@@ -66,14 +67,15 @@ class EmbedReport:
         rows: how many rows each task has in the index now.
         written: how many of them were embedded and written by this run.
         skipped: how many were there already.
-        deleted: how many rows of each task went, because they are gone from its corpus.
+        deleted: how many rows of each task went, because they are gone from its corpus. Where the number of rows with a text
+            changes, all of them go, and come.
         bad_rows: the rows that could not be used, by task.
         strangers: rows of tasks that the catalogue does not have; they were left alone.
         added: rows that came in with adapters; they were left alone, and so were corpora of those tasks.
         version: the version of the index that is searched now.
         switched: whether that is a new one.
         server_started: whether this run started the Chroma server, which goes on running.
-        rows_per_second: how quickly rows were embedded and written, from the first that came; 0 where none were.
+        rows_per_second: how quickly texts were embedded and written, from the first that came; 0 where none were.
         seconds: how long it took.
     """
 
@@ -204,7 +206,7 @@ def _ledger(folder: Path) -> Iterator[tuple[Ledger, Path]]:
 
 def _note_corpus(task: Task, settings: Settings, ledger: Ledger) -> tuple[BadRow, ...]:
     rows = CorpusRows(task, "train", settings.tasks)
-    ledger.note_corpus(rows)
+    ledger.note_corpus(rows, settings.index)
     return tuple(rows.bad_rows)
 
 
@@ -315,18 +317,20 @@ def _embed(version: NextVersion, reading: Reading, to_embed: int) -> Work:
             waiting.clear()
             vectors.clear()
 
-    began, first = 0.0, 0
+    began, first, embedded_texts = 0.0, 0, 0
     with progress("rows embedded", to_embed) as bar:
         for parcel in embedded(reading, to_embed):
             began, first = (began, first) if began else (time.monotonic(), len(parcel.entries))
             waiting += parcel.entries
             vectors.append(parcel.vectors)
-            written.update(entry.task for entry in parcel.entries)
+            for entry in parcel.entries:
+                written[entry.task] += copies_of(entry.identifier)
+            embedded_texts += len(parcel.entries)
             if len(waiting) >= reading.settings.index.write_batch:
                 write()
             bar.advance(len(parcel.entries), parcel.entries[-1].task)
         write()
-    return Work(written, (written.total() - first) / max(time.monotonic() - began, 1e-9))
+    return Work(written, (embedded_texts - first) / max(time.monotonic() - began, 1e-9))
 
 
 def _catch_up(index: CorpusIndex, searched: Searched, version: NextVersion, names: Sequence[str]) -> dict[str, int]:
@@ -348,7 +352,7 @@ def _catch_up(index: CorpusIndex, searched: Searched, version: NextVersion, name
         version.version.delete(there - wanted)
         for _ in version.copy(sorted(wanted - there), searched.version):
             pass
-        counts[task] = len(wanted)
+        counts[task] = sum(map(copies_of, wanted))
     return counts
 
 

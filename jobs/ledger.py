@@ -1,5 +1,8 @@
 """Which rows the index should have, which it has, and so what is to be done: identifiers in a file, not in memory.
 
+An identifier stands for all rows of a task with the same text, and counts them: where their number changes, the text is
+another one here, and is embedded again.
+
 A row costs some 150 bytes of disk here while a job runs, and none of memory.
 """
 
@@ -8,8 +11,9 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lorafleet.retrieval import key_digest, task_of
-from lorafleet.tasks import CorpusRows
+from lorafleet.config import Index
+from lorafleet.retrieval import copies_of, task_of, text_digest
+from lorafleet.tasks import CorpusRows, texts_to_embed
 
 CACHE_KIB = 32_768
 ROWS_AT_ONCE = 10_000
@@ -17,15 +21,17 @@ TABLES = """
 CREATE TABLE aim (anew INTEGER, other_encoder INTEGER);
 CREATE TABLE usable (place INTEGER PRIMARY KEY, digest TEXT);
 CREATE TABLE chosen (place INTEGER PRIMARY KEY);
-CREATE TABLE wanted (task TEXT, place INTEGER, identifier TEXT NOT NULL UNIQUE, PRIMARY KEY (task, place)) WITHOUT ROWID;
-CREATE TABLE indexed (identifier TEXT PRIMARY KEY, task TEXT, corpus INTEGER) WITHOUT ROWID;
+CREATE TABLE wanted (
+    task TEXT, place INTEGER, copies INTEGER, identifier TEXT NOT NULL UNIQUE, PRIMARY KEY (task, place)
+) WITHOUT ROWID;
+CREATE TABLE indexed (identifier TEXT PRIMARY KEY, task TEXT, copies INTEGER, corpus INTEGER) WITHOUT ROWID;
 CREATE TABLE built (identifier TEXT PRIMARY KEY) WITHOUT ROWID;
 """
-# Twins are told apart by their order in the source: they are alike, so any order would do.
+# Rows with the same text stand where the first of them does: they are alike, so any of them would do.
 CHOOSE = """
 INSERT INTO wanted
-SELECT :task, place, :task || '-' || digest || '-' || (row_number() OVER (PARTITION BY digest ORDER BY place) - 1)
-FROM usable WHERE :all OR place IN (SELECT place FROM chosen)
+SELECT :task, min(place), count(*), :task || '-' || digest || '-' || count(*)
+FROM usable WHERE :all OR place IN (SELECT place FROM chosen) GROUP BY digest
 """
 MISSING = """
 SELECT place, identifier, identifier IN (SELECT identifier FROM built) AS built FROM wanted
@@ -41,7 +47,8 @@ WHERE NOT (SELECT other_encoder FROM aim) AND identifier NOT IN (SELECT identifi
 AND (NOT corpus OR (NOT (SELECT anew FROM aim) AND identifier IN (SELECT identifier FROM wanted))) ORDER BY identifier
 """
 GONE = """
-SELECT identifier FROM indexed WHERE task = ? AND corpus AND identifier NOT IN (SELECT identifier FROM wanted)
+SELECT coalesce(sum(copies), 0) FROM indexed
+WHERE task = ? AND corpus AND identifier NOT IN (SELECT identifier FROM wanted)
 """
 UNWANTED = """
 SELECT identifier FROM built WHERE identifier NOT IN (SELECT identifier FROM wanted)
@@ -76,14 +83,18 @@ class Ledger:
         """
         self._insert("aim", 2, [(anew or other_encoder, other_encoder)])
 
-    def note_corpus(self, rows: CorpusRows) -> None:
+    def note_corpus(self, rows: CorpusRows, index: Index) -> None:
         """Note the rows that a corpus should have in the index.
+
+        Args:
+            index: says which form of a row's text is embedded: rows in which that is the same are one text of the index.
 
         Raises:
             TaskError: it has no usable row, or cannot be read.
         """
         task = rows.task.name
-        self._insert("usable", 2, enumerate(key_digest(example.key) for example in rows))
+        texts = (texts_to_embed(rows.task, example, index) for example in rows)
+        self._insert("usable", 2, enumerate(map(text_digest, texts)))
         count = self._count("usable")
         if not count:
             raise rows.none_usable()
@@ -104,8 +115,8 @@ class Ledger:
         Args:
             corpora: the tasks whose rows are to be those of their corpora; rows of others stay.
         """
-        tasks = ((identifier, task_of(identifier)) for identifier in identifiers)
-        self._insert("indexed", 3, ((identifier, task, task in corpora) for identifier, task in tasks))
+        rows = ((identifier, task_of(identifier), copies_of(identifier)) for identifier in identifiers)
+        self._insert("indexed", 4, ((identifier, task, copies, task in corpora) for identifier, task, copies in rows))
 
     def note_built(self, identifiers: Iterable[str]) -> None:
         """Note rows that the next version has already."""
@@ -124,19 +135,19 @@ class Ledger:
             yield place, identifier, bool(built)
 
     def to_embed(self, task: str) -> int:
-        """How many rows of a corpus are to be embedded, and are not in the next version."""
+        """How many texts of a corpus are to be embedded, and are not in the next version."""
         query = f"SELECT count(*) FROM ({MISSING}) WHERE NOT built"
         return self._number(query, (task,))
 
     def gone(self, task: str) -> int:
-        """How many rows of a corpus the index has that are in the corpus no longer."""
-        return self._number(f"SELECT count(*) FROM ({GONE})", (task,))
+        """How many rows of a corpus the index has that are in the corpus no longer, or not as often."""
+        return self._number(GONE, (task,))
 
     def rows(self) -> dict[str, int]:
         """How many rows the index should have of each task."""
         query = (
-            "SELECT task, count(*) FROM (SELECT task FROM wanted UNION ALL SELECT task FROM indexed WHERE NOT corpus) "
-            "GROUP BY task ORDER BY task"
+            "SELECT task, sum(copies) FROM (SELECT task, copies FROM wanted UNION ALL "
+            "SELECT task, copies FROM indexed WHERE NOT corpus) GROUP BY task ORDER BY task"
         )
         return dict(self._file.execute(query).fetchall())
 

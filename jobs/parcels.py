@@ -12,7 +12,7 @@ from typing import TypeVar
 from jobs.ledger import Ledger
 from lorafleet.config import Settings
 from lorafleet.errors import TaskError
-from lorafleet.retrieval import Entry, key_digest, open_for_writing
+from lorafleet.retrieval import Entry, open_for_writing, text_digest
 from lorafleet.tasks import CorpusRows, Task, formless, texts_to_embed
 
 ROWS_PER_PARCEL = 128
@@ -75,10 +75,10 @@ class Reading:
             return
         for number, example in enumerate(rows):
             if number == place:
-                if key_digest(example.key) not in identifier:
+                texts = texts_to_embed(task, example, index)
+                if text_digest(texts) not in identifier:
                     break
-                entry = Entry(identifier, task.name, example.key)
-                yield Row(entry, texts_to_embed(task, example, index), built)
+                yield Row(Entry(identifier, task.name, example.key), texts, built)
                 place, identifier, built = next(missing, (-1, "", False))
                 if place < 0:
                     return

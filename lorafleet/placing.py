@@ -8,12 +8,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from lorafleet.weighing import Places, learn_places, read_places, write_places
 
 if TYPE_CHECKING:
     from lorafleet.retrieval import CorpusIndex, Manifest, Vectors, Version
 
 FILE = "places.npz"
+ROWS_AT_ONCE = 10_000
 
 
 def places_of(index: "CorpusIndex", state: Path, last: Places | None = None) -> Places:
@@ -57,6 +60,13 @@ def _name(manifest: "Manifest", version: "Version") -> str:
 
 
 def _rows(version: "Version") -> "Iterator[tuple[Sequence[str], Vectors]]":
+    """All rows; a text counts as often as there are rows with it."""
+    from lorafleet.retrieval import copies_of
+
     for identifiers in version.identifiers():
         for stored in version.read(identifiers):
-            yield [entry.task for entry in stored.entries], stored.vectors
+            copies = [copies_of(entry.identifier) for entry in stored.entries]
+            spread = np.repeat(np.arange(len(copies)), copies)
+            for first in range(0, len(spread), ROWS_AT_ONCE):
+                places = spread[first : first + ROWS_AT_ONCE]
+                yield [stored.entries[place].task for place in places], stored.vectors[places]

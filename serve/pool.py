@@ -274,9 +274,8 @@ class Pool:
         return encoder.encode_rows([row.texts for row in rows], self._settings.index.encode_batch)
 
     def _write_rows(self, task: str, rows: list[NewRow], vectors: Vectors) -> None:
-        keys = [row.key for row in rows]
-        identifiers = row_identifiers(task, keys)
-        entries = [Entry(identifier, task, key) for identifier, key in zip(identifiers, keys, strict=True)]
+        identifiers = row_identifiers(task, (row.texts for row in rows))
+        entries = [Entry(identifier, task, row.key) for identifier, row in zip(identifiers, rows, strict=True)]
         open_for_writing(self._settings, prompt_version()).write(entries, vectors)
 
     def _delete_rows(self, task: str) -> None:

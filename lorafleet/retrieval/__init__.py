@@ -1,10 +1,11 @@
 """Which rows of the corpora are nearest to a query.
 
 Reads from top to bottom: `encoder` (texts to unit vectors), `tuning` (one that tells tasks apart), `neighbour` (what a
-search finds), `rows` (what is indexed, and what identifies it), `server` (the Chroma server of this machine), `connection`
-(the way to it), `version` (one collection of rows), `manifest` (what an index was made from), `lock` (one process at a
-time), `index` (the version that is searched), `building` (the next one), `backup` (all of it as a file), `exact` (the same
-search in memory, without Chroma). Only this room knows Chroma, and loads it when it is asked for.
+search finds), `rows` (what is indexed, and what identifies it), `records` (the same as Chroma holds it), `server` (the
+Chroma server of this machine), `connection` (the way to it), `version` (one collection of rows), `manifest` (what an index
+was made from), `lock` (one process at a time), `index` (the version that is searched), `building` (the next one), `backup`
+(all of it as a file), `exact` (the same search in memory, without Chroma). Only this room knows Chroma, and loads it when
+it is asked for.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from lorafleet.retrieval.exact import ExactIndex
 from lorafleet.retrieval.lock import indexing, one_at_a_time
 from lorafleet.retrieval.manifest import Manifest, read_manifest, write_manifest
 from lorafleet.retrieval.neighbour import Neighbour
-from lorafleet.retrieval.rows import Entry, key_digest, row_identifiers, task_of
+from lorafleet.retrieval.rows import Entry, copies_of, row_identifiers, task_of, text_digest
 
 if TYPE_CHECKING:
     from lorafleet.retrieval.building import NextVersion, sweep
@@ -32,8 +33,8 @@ __all__ = [
     "NextVersion",
     "Vectors",
     "Version",
+    "copies_of",
     "indexing",
-    "key_digest",
     "one_at_a_time",
     "open_for_writing",
     "open_index",
@@ -41,6 +42,7 @@ __all__ = [
     "row_identifiers",
     "sweep",
     "task_of",
+    "text_digest",
     "write_manifest",
 ]
 

@@ -1,7 +1,7 @@
 """The index as one Parquet file: a backup, or the way to another Chroma server.
 
-A row of the file is a row of the index: identifier, task, text, and its vector bit for bit. The manifest stands in the
-file's metadata.
+A row of the file is a text of a task: identifier (which counts the rows with that text), task, text, and its vector bit for
+bit. The manifest stands in the file's metadata.
 """
 
 import json
@@ -18,7 +18,7 @@ from lorafleet.errors import IndexMismatch
 from lorafleet.retrieval.building import NextVersion
 from lorafleet.retrieval.index import SCHEMA, CorpusIndex
 from lorafleet.retrieval.manifest import Manifest, manifest_of
-from lorafleet.retrieval.rows import Entry
+from lorafleet.retrieval.rows import Entry, copies_of
 from lorafleet.retrieval.version import StoredRows
 
 METADATA = b"lorafleet-index"
@@ -50,7 +50,7 @@ def export_index(index: CorpusIndex, path: Path, note: Note | None = None) -> Ma
                     writer = writer or pyarrow.parquet.ParquetWriter(beside, table.schema, compression="zstd")
                     writer.write_table(table)
                     if note is not None:
-                        note(len(rows.entries))
+                        note(sum(copies_of(entry.identifier) for entry in rows.entries))
             assert writer is not None
             writer.close()
         beside.replace(path)
@@ -82,7 +82,7 @@ def import_index(index: CorpusIndex, path: Path, note: Note | None = None) -> Ma
             missing = [place for place, entry in enumerate(rows.entries) if entry.identifier not in there]
             following.write([rows.entries[place] for place in missing], rows.vectors[missing])
             if note is not None:
-                note(len(rows.entries))
+                note(sum(copies_of(entry.identifier) for entry in rows.entries))
         following.version.delete(strangers)
         plan = index.plan(following.version.number)
         manifest = replace(plan, rows=wanted.rows, corpora=wanted.corpora)

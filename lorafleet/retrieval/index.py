@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
+from itertools import chain
 from typing import TypeVar
 
 from lorafleet.config import Settings
@@ -19,10 +20,10 @@ from lorafleet.retrieval.encoder import Vectors
 from lorafleet.retrieval.lock import one_at_a_time
 from lorafleet.retrieval.manifest import FILE, REBUILD, Manifest, manifest_of, read_manifest, write_manifest
 from lorafleet.retrieval.neighbour import Neighbour
-from lorafleet.retrieval.rows import Entry, task_of
+from lorafleet.retrieval.rows import Entry, copies_of, task_of
 from lorafleet.retrieval.version import Version
 
-SCHEMA = 2
+SCHEMA = 3
 PLAIN_FORMS = ("instruction",)
 LOCK = ".index.lock"
 Answer = TypeVar("Answer")
@@ -108,7 +109,8 @@ class CorpusIndex:
     ) -> list[list[Neighbour]]:
         """The rows nearest to each query, nearest first; fewer than asked for where there are not so many.
 
-        All queries of one call are answered by the same version.
+        Rows with the same text are one vector in Chroma, and as many neighbours here as there are rows. All queries of one
+        call are answered by the same version.
 
         Args:
             embeddings: float32 [queries, dimensions], every row of length 1.
@@ -245,7 +247,7 @@ class CorpusIndex:
             self._recount(manifest, version, tasks)
 
     def _recount(self, manifest: Manifest, version: Version, tasks: Iterable[str]) -> None:
-        counts = {task: sum(map(len, version.identifiers(task))) for task in tasks}
+        counts = {task: sum(map(copies_of, chain.from_iterable(version.identifiers(task)))) for task in tasks}
         rows = {task: count for task, count in sorted((dict(manifest.rows) | counts).items()) if count}
         corpora = {task: digest for task, digest in manifest.corpora.items() if task in rows}
         self.publish(replace(manifest, changes=manifest.changes + 1, rows=rows, corpora=corpora))

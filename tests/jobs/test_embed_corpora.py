@@ -160,14 +160,16 @@ def test_only_what_is_new_is_embedded_what_is_gone_leaves_and_rows_of_adapters_s
     add_rows(chosen, "seas", ["How deep is the ocean?", "Whales sing."])
     assert read_manifest(chosen.state / "index.json").added == {"seas": 2}
     before = contents(chosen)
-    write_rows(corpus, ["another thing", *things[1:7]])
+    write_rows(corpus, ["another thing", *things[1:7], things[1]])
     second = embed_corpora(chosen)
-    assert (second.written["colours"], second.skipped["colours"], second.deleted["colours"]) == (1, 6, 5)
+    # A text whose rows are now two goes as one, and comes as two.
+    assert (second.written["colours"], second.skipped["colours"], second.deleted["colours"]) == (3, 5, 6)
+    assert index.counts()["colours"] == second.rows["colours"] == 8
     assert (second.written["wnli"], second.deleted["wnli"]) == (0, 0)
     assert second.added == {"seas": 2}
     after = contents(chosen)
     assert len(after) == 41
-    assert len(before.items() & after.items()) == 40
+    assert len(before.items() & after.items()) == 39
 
     # While a version is filled beside, one adapter comes and another one goes.
     copied = jobs.embed_corpora._copy

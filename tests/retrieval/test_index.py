@@ -8,7 +8,7 @@ import pytest
 
 from lorafleet.config import Settings, load_settings
 from lorafleet.errors import IndexMismatch, IndexUnavailable
-from lorafleet.retrieval import Entry, open_for_writing, open_index, read_manifest, row_identifiers, server
+from lorafleet.retrieval import Entry, copies_of, open_for_writing, open_index, read_manifest, row_identifiers, server
 from lorafleet.storage import read_json
 
 DIMENSIONS = 384
@@ -38,12 +38,16 @@ def kill(settings: Settings) -> None:
         time.sleep(0.05)
 
 
-def test_a_row_keeps_its_identifier_when_others_come_and_go_and_twins_have_two():
+def test_a_text_keeps_its_identifier_when_others_come_and_go_and_counts_its_rows():
     first = row_identifiers("wnli", ["a", "b", "a"])
 
-    assert len(set(first)) == 3
+    assert first[0] == first[2] != first[1]
+    assert [copies_of(identifier) for identifier in first] == [2, 1, 2]
     assert row_identifiers("wnli", ["c", "a", "a", "b"])[1:] == [first[0], first[2], first[1]]
+    assert row_identifiers("wnli", ["b", "a"])[0] == first[1] != row_identifiers("wnli", ["b", "b"])[0]
     assert not set(row_identifiers("rte", ["a", "b"])) & set(first)
+    assert row_identifiers("wnli", [("a", "a", "a")]) == row_identifiers("wnli", ["a"])
+    assert len(set(row_identifiers("wnli", [("a", "b"), ("b", "a"), "ab"]))) == 3
 
 
 @pytest.mark.integration
@@ -109,6 +113,18 @@ def test_an_index_that_does_not_fit_is_refused(served):
     keys = load_settings(state=served.state, index={**dict(served.index), "forms": ["instruction"], "pooling": "mean"})
     with pytest.raises(IndexMismatch, match=r"has prompt version \S+, not plain\. .*--rebuild"):
         open_index(keys, PROMPTS)
+    index.drop()
+
+
+@pytest.mark.integration
+def test_an_index_of_another_version_of_lorafleet_is_refused_with_the_way_out(served):
+    index = open_for_writing(served, PROMPTS)
+    index.write(entries(4), vectors(4, seed=4))
+    described = index.connection.find(served.index.collection)
+    described.modify(metadata={**described.metadata, "schema": 2})
+    for ask in (lambda: open_index(served, PROMPTS), lambda: index.write(entries(4), vectors(4, seed=4))):
+        with pytest.raises(IndexMismatch, match=r"has schema 2, not 3\. .*lorafleet embed --rebuild"):
+            ask()
     index.drop()
 
 
