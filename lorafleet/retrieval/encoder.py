@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lorafleet.config import Models
+from lorafleet.errors import ModelError
 from lorafleet.long_texts import beginning
 from lorafleet.models import fingerprint, load_encoder, pick_device, pick_encoder_dtype
 
@@ -37,6 +38,7 @@ class Encoder:
 
         self.device = pick_device(settings.device)
         self.dtype = pick_encoder_dtype(settings.encoder_dtype, self.device)
+        self._name = settings.encoder
         self.fingerprint = fingerprint(settings.encoder, settings.encoder_revision)
         self._model = load_encoder(settings).to(self.dtype)
         # A short question takes less than half the time so, and batches of rows two thirds.
@@ -61,6 +63,9 @@ class Encoder:
 
         Returns:
             float32 [texts, dimensions], every row of length 1, so that a dot product is the cosine.
+
+        Raises:
+            ModelError: (`encode_rows`, too) a vector is 0, infinite or no number.
         """
         import torch
         from sentence_transformers.util import batch_to_device
@@ -75,8 +80,7 @@ class Encoder:
                 found = self._model(batch_to_device(features, self._model.device))["sentence_embedding"]
             vectors[places] = found[:, : self.dimensions].float().cpu().numpy()
         # Of float32, whatever the encoder computes in: lengths that are rounded would be part of every cosine.
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors
+        return self._unit(vectors, texts)
 
     def encode_rows(self, rows: Sequence[Sequence[str]], batch: int) -> Vectors:
         """Embed rows of which each has one text or several: a row's vector is the mean of its texts'.
@@ -91,8 +95,21 @@ class Encoder:
         if len(vectors) == len(rows):
             return vectors
         means: Vectors = vectors.reshape(len(rows), -1, self.dimensions).mean(axis=1)
-        means /= np.linalg.norm(means, axis=1, keepdims=True)
-        return means
+        return self._unit(means, ["; ".join(row) for row in rows])
+
+    def _unit(self, vectors: Vectors, texts: Sequence[str]) -> Vectors:
+        """Scale vectors to length 1, or refuse those that have no direction: each would spoil the index for others."""
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        without = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
+        if len(without):
+            text = texts[int(without[0])]
+            raise ModelError(
+                f"the encoder {self._name} gives no vector for {len(without)} of {len(texts)} texts, first {text[:80]!r}: "
+                f"its length is {lengths[without[0], 0]:g}",
+                "Set models.encoder_dtype=float32, or another models.encoder",
+            )
+        scaled: Vectors = vectors / lengths
+        return scaled
 
     def _needed(self, text: str) -> str:
         """The beginning of a text, as much as the encoder reads before it truncates."""

@@ -117,7 +117,7 @@ class CorpusIndex:
             neighbours: how many rows for each query.
             tasks: only rows of these tasks.
             without: no row of this task (a task whose own adapter is masked).
-            texts: whether the rows' texts are wanted: without them an answer is a tenth as long, and sooner there.
+            texts: whether the rows' texts are wanted: without them an answer is shorter.
         """
         return self._searching(lambda version: version.query(embeddings, neighbours, tasks, without, texts))
 

@@ -3,8 +3,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from long_writings import ARTICLE, counting, writing
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense
 
 from lorafleet.config import load_settings
+from lorafleet.errors import ModelError
 from lorafleet.models import load_encoder
 from lorafleet.retrieval import Encoder
 
@@ -89,3 +93,17 @@ def test_a_long_text_has_its_vector_and_is_read_no_further_than_it_counts(encode
     )
     np.testing.assert_array_equal(fresh.encode([text, "beside it"], batch=1), wanted)
     assert sum(told) + sum(length for length, _ in counted.read) < 30_000
+@pytest.mark.parametrize(("weight", "length"), [(0.0, "0"), (float("nan"), "nan"), (1e38, "inf")])
+def test_a_text_without_a_direction_is_refused(tmp_path, weight, length):
+    models = load_settings(overrides=["models.encoder_dtype=float32"]).models
+    plain = load_encoder(models)
+    width = plain.get_embedding_dimension()
+    dense = Dense(width, width, bias=False, activation_function=None, init_weight=torch.full((width, width), weight))
+    SentenceTransformer(modules=[*list(plain)[:2], dense], device="cpu").save(str(tmp_path / "encoder"))
+    encoder = Encoder(models.model_copy(update={"encoder": str(tmp_path / "encoder")}))
+    for embed in (
+        lambda: encoder.encode(["A ball.", "Tennis"], 2),
+        lambda: encoder.encode_rows([("A ball.",), ("Tennis",)], 2),
+    ):
+        with pytest.raises(ModelError, match=rf"no vector for 2 of 2 texts, first 'A ball\.'.* {length}\. .*encoder_dtype"):
+            embed()
