@@ -72,9 +72,9 @@ def test_many_equal_rows_hide_no_others_and_weigh_as_many(index, embedded, copie
     if copies:
         corpora = {"tickets": [SAME] * copies, **corpora}
     write(index, corpora, embedded)
+    assert_alike(index, corpora, embedded, [*questions[::3], SAME])
     assert index.counts() == {task: len(texts) for task, texts in sorted(corpora.items())}
     assert index.current().count() == len(questions) + (copies > 0)
-    assert_alike(index, corpora, embedded, [*questions[::3], SAME])
     without = index.query(np.stack([embedded[SAME]]), 100, texts=False)[0]
     assert Counter(row.task for row in without)["tickets"] == min(copies, 100)
     assert {row.text for row in without} == {""}
@@ -89,9 +89,9 @@ def test_a_text_that_very_many_tasks_have_hides_no_others(index, embedded):
         for name, text in zip(row_identifiers(task, texts), texts, strict=True)
     ]
     index.write(entries, np.stack([embedded[entry.text] for entry in entries]))
+    assert_alike(index, corpora, embedded, questions)
     assert index.current().count() == len(embedded)
     assert index.counts() == dict.fromkeys(sorted(corpora), 3)
-    assert_alike(index, corpora, embedded, questions)
 
 
 def test_tasks_that_share_a_text_come_go_and_are_masked_each_by_itself(index, embedded, tmp_path):
