@@ -80,7 +80,7 @@ class Encoder:
                 found = self._model(batch_to_device(features, self._model.device))["sentence_embedding"]
             vectors[places] = found[:, : self.dimensions].float().cpu().numpy()
         # Of float32, whatever the encoder computes in: lengths that are rounded would be part of every cosine.
-        return self._unit(vectors, texts)
+        return self._unit(vectors)
 
     def encode_rows(self, rows: Sequence[Sequence[str]], batch: int) -> Vectors:
         """Embed rows of which each has one text or several: a row's vector is the mean of its texts'.
@@ -95,17 +95,17 @@ class Encoder:
         if len(vectors) == len(rows):
             return vectors
         means: Vectors = vectors.reshape(len(rows), -1, self.dimensions).mean(axis=1)
-        return self._unit(means, ["; ".join(row) for row in rows])
+        return self._unit(means)
 
-    def _unit(self, vectors: Vectors, texts: Sequence[str]) -> Vectors:
+    def _unit(self, vectors: Vectors) -> Vectors:
         """Scale vectors to length 1, or refuse those that have no direction: each would spoil the index for others."""
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         without = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
         if len(without):
-            text = texts[int(without[0])]
+            # The text itself stays out of the message: it may be a client's, and messages are logged.
             raise ModelError(
-                f"the encoder {self._name} gives no vector for {len(without)} of {len(texts)} texts, first {text[:80]!r}: "
-                f"its length is {lengths[without[0], 0]:g}",
+                f"the encoder {self._name} gives no vector for {len(without)} of {len(vectors)} texts: that of the text of "
+                f"index {without[0]} has length {lengths[without[0], 0]:g}",
                 "Set models.encoder_dtype=float32, or another models.encoder",
             )
         scaled: Vectors = vectors / lengths

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from long_writings import ARTICLE, counting, writing
-import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense
 
@@ -93,6 +93,8 @@ def test_a_long_text_has_its_vector_and_is_read_no_further_than_it_counts(encode
     )
     np.testing.assert_array_equal(fresh.encode([text, "beside it"], batch=1), wanted)
     assert sum(told) + sum(length for length, _ in counted.read) < 30_000
+
+
 @pytest.mark.parametrize(("weight", "length"), [(0.0, "0"), (float("nan"), "nan"), (1e38, "inf")])
 def test_a_text_without_a_direction_is_refused(tmp_path, weight, length):
     models = load_settings(overrides=["models.encoder_dtype=float32"]).models
@@ -105,5 +107,8 @@ def test_a_text_without_a_direction_is_refused(tmp_path, weight, length):
         lambda: encoder.encode(["A ball.", "Tennis"], 2),
         lambda: encoder.encode_rows([("A ball.",), ("Tennis",)], 2),
     ):
-        with pytest.raises(ModelError, match=rf"no vector for 2 of 2 texts, first 'A ball\.'.* {length}\. .*encoder_dtype"):
+        with pytest.raises(
+            ModelError,
+            match=rf"no vector for 2 of 2 texts: that of the text of index 0 has length {length}\. .*encoder_dtype",
+        ):
             embed()
