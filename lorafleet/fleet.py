@@ -48,7 +48,7 @@ class Fleet:
         Raises:
             SettingsError: the settings file is wrong.
         """
-        return cls(load_settings(config, state=Path(state).resolve()))
+        return cls(load_settings(config, state=Path(state)))
 
     @cached_property
     def roster(self) -> Roster:

@@ -43,16 +43,25 @@ class StoredKey:
         return hmac.compare_digest(self.digest, _digest(key, bytes.fromhex(self.salt)))
 
 
-def read_keys(path: Path) -> tuple[StoredKey, ...]:
+def read_keys(path: Path, required: bool = False) -> tuple[StoredKey, ...]:
     """The keys of a file; none where there is no file.
 
+    Args:
+        required: whether a missing file is an error.
+
     Raises:
-        KeyFileError: it cannot be read, or is no file of keys.
+        KeyFileError: it cannot be read, is no file of keys, or is required and missing.
     """
     try:
         data = read_json(path)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise _damaged(path, error.strerror or str(error)) from None
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from None
+    if data is None and required:
+        raise KeyFileError(
+            f"the key file {path} does not exist", "Restore it, or make a key: lorafleet keys add NAME --role admin"
+        )
     if data is None:
         return ()
     rows = data.get("keys") if isinstance(data, Mapping) else None

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, cast
 
 from lorafleet.config import Models
 from lorafleet.errors import ModelError
+from lorafleet.paths import PACKAGE
 from lorafleet.storage import folder_in_one_step
 
 if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-PACKAGE = "package:"
 
 
 @dataclass(frozen=True)
@@ -49,13 +48,19 @@ def locate(reference: str) -> ModelSource:
     """Find a model's files.
 
     Raises:
-        ModelError: the package is not installed, or has no such file.
+        ModelError: the package is not installed or has no such file, or this user may not look there.
     """
-    path = _in_package(reference) if reference.startswith(PACKAGE) else Path(reference).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
-        return ModelSource(str(path.parent), path.name)
-    if path.is_dir():
-        return ModelSource(str(path))
+    if reference.startswith(PACKAGE):
+        path = _in_package(reference)
+    else:
+        path = _expanded(reference, "the model", "give its whole path")
+    try:
+        if path.suffix == ".gguf" and path.is_file():
+            return ModelSource(str(path.parent), path.name)
+        if path.is_dir():
+            return ModelSource(str(path))
+    except OSError as error:
+        raise ModelError(f"cannot read the model {reference!r}: {error.strerror}") from None
     if reference.startswith(PACKAGE):
         raise ModelError(f"no file {path.name!r} for the model {reference!r}", "Check the path behind package:")
     if reference.startswith((".", "/", "~")) or reference.count("/") > 1:
@@ -91,7 +96,23 @@ def unpacked(source: ModelSource) -> str:
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("LORAFLEET_CACHE", "~/.cache/lorafleet")).expanduser()
+    """The folder of unpacked models.
+
+    Raises:
+        ModelError: it is relative, and other processes would have others; or this user has no home folder.
+    """
+    folder = os.environ.get("LORAFLEET_CACHE") or "~/.cache/lorafleet"
+    path = _expanded(folder, "unpacked models", "LORAFLEET_CACHE to a folder")
+    if not path.is_absolute():
+        raise ModelError(f"LORAFLEET_CACHE = {folder} is relative", "Give an absolute folder")
+    return path
+
+
+def _expanded(path: str, what: str, hint: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ModelError(f"this user has no home folder, and {what} would lie in {path}", f"Set HOME, or {hint}") from None
 
 
 def _unpack(source: ModelSource, folder: Path) -> None:

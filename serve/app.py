@@ -10,6 +10,7 @@ from ray.serve import Application
 
 from lorafleet.config import Scaling, Serving, Settings, load_settings
 from lorafleet.errors import SettingsError
+from lorafleet.paths import absolute, is_relative
 from serve.gateway import Gateway, engines_take
 from serve.generator import Generator
 from serve.logs import logging_config
@@ -56,7 +57,13 @@ def build(arguments: Mapping[str, Any]) -> Application:
 
 
 def assemble(settings: Settings) -> Application:
-    """The application of settings whose `state` every node of the cluster can reach."""
+    """The application of settings whose `state` every node of the cluster can reach.
+
+    A fleet that is deployed with a key file needs it from then on: a gateway that starts without it lets nobody in.
+    """
+    if os.path.lexists(settings.keys_file):
+        guarded = settings.guard.model_copy(update={"keys_file": settings.keys_file})
+        settings = settings.model_copy(update={"guard": guarded})
     serving, weighing = settings.serving, settings.weighing
     engine = settings.generation.rows + settings.generation.waiting
     engines = engines_take(settings)
@@ -103,21 +110,12 @@ def _options(scaling: Scaling, serving: Serving) -> dict[str, Any]:
 
 def _settings(arguments: Arguments) -> Settings:
     sections: dict[str, Any] = {}
-    if arguments.state is not None and (arguments.state.is_absolute() or STATE_VARIABLE not in os.environ):
+    if arguments.state is not None and not (is_relative(arguments.state) and STATE_VARIABLE in os.environ):
         sections["state"] = arguments.state
-    settings = load_settings(_config(arguments.config), arguments.overrides, **sections)
-    # Replicas have a working directory of Ray's, so nothing relative may reach them.
-    serving, guard = settings.serving, settings.guard
-    return settings.model_copy(
-        update={
-            "state": (ROOT / settings.state).resolve(),
-            "serving": serving.model_copy(update={"adapter_roots": [ROOT / root for root in serving.adapter_roots]}),
-            "guard": guard.model_copy(update={"keys_file": ROOT / guard.keys_file if guard.keys_file else None}),
-        }
-    )
+    return load_settings(_config(arguments.config), arguments.overrides, relative_to=ROOT, **sections)
 
 
 def _config(path: Path | None) -> Path | None:
-    if path is None or path.is_absolute() or path.is_file():
+    if path is None or (is_relative(path) and path.is_file()):
         return path
-    return ROOT / path
+    return absolute(path, ROOT, "args.config")

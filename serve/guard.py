@@ -30,12 +30,15 @@ LONGEST_KEY = 256
 class Access:
     """What the keys in a file allow. The file may change at any time.
 
+    A file that is configured, or that has held keys, is required: without it, nobody is let in.
+
     Args:
         settings: their `keys_file`, and the section `guard`.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._file, self._open_admin = settings.keys_file, settings.guard.open_admin
+        self._configured = settings.guard.keys_file is not None
         self._stamp: tuple[int, ...] | None = None
         self._keys: tuple[StoredKey, ...] = ()
 
@@ -43,7 +46,8 @@ class Access:
         """Refuse who may not do this.
 
         Raises:
-            ApiError: 401 without a key that is known, 403 for one that does not allow it, 503 where the file is damaged.
+            ApiError: 401 without a key that is known, 403 for one that does not allow it, 503 where the file is damaged or
+                missing.
         """
         paths, headers = paths_of(scope), Headers(scope=scope)
         if not any(path.startswith(API) for path in paths):
@@ -68,17 +72,17 @@ class Access:
             raise forbidden("this API key may ask, and not change the pool. Use one of the role admin")
 
     def _read(self) -> tuple[StoredKey, ...]:
-        stamp = _stamp(self._file)
-        if stamp != self._stamp:
-            try:
-                self._keys = read_keys(self._file) if stamp else ()
-            except KeyFileError as error:
-                # Not open to all because of a slip of the pen.
-                logger.error("%s", error)
-                raise ApiError(
-                    503, sentence(error), SERVER_ERROR, code="keys_unreadable", retry_after=AWAY_RETRY_SECONDS
-                ) from None
-            self._stamp = stamp
+        try:
+            stamp = _stamp(self._file)
+            if stamp is None or stamp != self._stamp:
+                self._keys = read_keys(self._file, required=self._configured or bool(self._keys))
+                self._stamp = stamp
+        except KeyFileError as error:
+            # Not open to all because of a slip of the pen, or of a folder that is not mounted.
+            logger.error("%s", error)
+            raise ApiError(
+                503, sentence(error), SERVER_ERROR, code="keys_unreadable", retry_after=AWAY_RETRY_SECONDS
+            ) from None
         return self._keys
 
 
@@ -174,9 +178,9 @@ def _presented(headers: Headers) -> str:
 
 
 def _stamp(file: Path) -> tuple[int, ...] | None:
-    """Another one when the file is another; None where there is none."""
+    """Another one when the file is another; None where there is none, or it cannot be looked at."""
     try:
         found = file.stat()
-    except FileNotFoundError:
+    except OSError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino

@@ -5,10 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lorafleet.config import Section, Settings, load_settings
-from lorafleet.errors import SettingsError
-
-RAY_WORKING_DIRECTORIES = "runtime_resources/working_dir_files"
+from lorafleet.config import Settings, load_settings
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="A YAML file of settings (configs/ holds examples).")]
 SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="One setting, e.g. training.rank=16.")]
@@ -30,7 +27,7 @@ def settings_from(
     """The settings that a command line asks for; what it says outright wins over file and environment.
 
     Raises:
-        SettingsError: a setting is wrong, or `state` or `evaluation.folder` would be lost.
+        SettingsError: a setting is wrong, or a job would lose what it writes.
     """
     sections: dict[str, Any] = {}
     if state is not None:
@@ -43,48 +40,9 @@ def settings_from(
     given = {key: value for key, value in task_settings.items() if value is not None}
     if given:
         sections["tasks"] = given
-    settings = load_settings(config, overrides or (), **sections)
-    in_job, folder = RAY_WORKING_DIRECTORIES in str(Path.cwd()), settings.evaluation.folder
-    if in_job and not settings.state.is_absolute():
-        raise SettingsError(
-            f"state = {settings.state} is relative, and a job's working directory is a copy that Ray deletes",
-            "Give an absolute folder: --state DIR, or LORAFLEET_STATE in the environment of 'ray start'",
-        )
-    if in_job and folder is not None and not folder.is_absolute():
-        raise SettingsError(
-            f"evaluation.folder = {folder} is relative, and a job's working directory is a copy that Ray deletes",
-            "Give an absolute folder, or none: then it is the state folder's evaluation/",
-        )
-    return _absolute(settings)
+    return load_settings(config, overrides or (), **sections)
 
 
 def split_names(text: str | None) -> list[str] | None:
     """The names of a comma-separated list."""
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _absolute(settings: Settings) -> Settings:
-    """The settings as they mean the same in Ray's workers, whose working directory is another."""
-    models, tasks, tuning, evaluation = settings.models, settings.tasks, settings.tuning, settings.evaluation
-    hub_root, start, folder = tasks.hub_root, tuning.start, evaluation.folder
-    sections: dict[str, Section] = {
-        "models": models.model_copy(update={"base": _model(models.base), "encoder": _model(models.encoder)}),
-        "tasks": tasks.model_copy(
-            update={
-                "hub_root": hub_root.resolve() if hub_root else None,
-                "declarations": [path.resolve() for path in tasks.declarations],
-            }
-        ),
-        "tuning": tuning.model_copy(update={"start": _model(start) if start else None}),
-        "evaluation": evaluation.model_copy(update={"folder": folder.resolve() if folder else None}),
-    }
-    return settings.model_copy(update={"state": settings.state.resolve(), **sections})
-
-
-def _model(reference: str) -> str:
-    """A model's files here by their absolute path; a hub id or a package's model as it is."""
-    path = Path(reference).expanduser()
-    if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
-        # Not resolved: in the hub's cache files are links to what has another name, without .gguf.
-        return str(path.absolute())
-    return reference

@@ -2,9 +2,10 @@
 
 import pytest
 
-from lorafleet.cli.options import RAY_WORKING_DIRECTORIES, settings_from
+from lorafleet.cli.options import settings_from
 from lorafleet.config import Models
 from lorafleet.errors import SettingsError
+from lorafleet.paths import RAY_WORKING_DIRECTORIES
 
 
 def test_what_lies_here_is_named_by_its_absolute_path(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from lorafleet.config import load_settings
 from lorafleet.keys import add_key, remove_key
 from serve import guard
+from serve.app import assemble
 from serve.body_limit import KIB, BodyLimit, limit_by
 from serve.errors import answer_errors
 from serve.gateway import api as endpoint
@@ -117,6 +118,50 @@ def test_changes_of_the_file_count_at_once_and_a_damaged_one_opens_nothing(ask, 
     assert [ask("GET", "/v1/models", given).status_code for given in (None, newer)] == [503, 503]
     settings.keys_file.write_text(kept)
     assert ask("GET", "/v1/models", newer).status_code == 200
+
+
+@pytest.mark.parametrize("configured", [True, False])
+def test_a_key_file_that_vanishes_shuts_the_endpoint_until_it_is_back(ask, settings, configured, tmp_path):
+    if configured:
+        settings = load_settings(state=tmp_path, guard={"keys_file": tmp_path / "mounted" / "keys.json"})
+        guard.guard_by(settings)
+        assert ask("POST", "/v1/completions").status_code == 503, "it was never there"
+    key = add_key(settings.keys_file, "a", "admin")
+    assert ask("POST", "/v1/completions", key).status_code == 200
+    away = settings.keys_file.rename(tmp_path / "away")
+    for given in (None, key, "lf-wrong"):
+        closed = ask("DELETE", "/v1/adapters/x", given)
+        assert (closed.status_code, closed.json()["error"]["code"]) == (503, "keys_unreadable")
+        assert f"the key file {settings.keys_file} does not exist. Restore it" in closed.json()["error"]["message"]
+    assert ask("GET", "/healthz").status_code == 200
+    away.rename(settings.keys_file)
+    assert [ask("POST", "/v1/completions", given).status_code for given in (None, key)] == [401, 200]
+    remove_key(settings.keys_file, "a")
+    assert ask("POST", "/v1/completions").status_code == 200, "the last key was taken away on purpose"
+
+
+def test_a_fleet_deployed_with_a_key_file_needs_it_when_a_gateway_is_replaced(ask, settings):
+    assert deployed_settings(settings).guard.keys_file is None
+    add_key(settings.keys_file, "a", "use")
+    deployed = deployed_settings(settings)
+    settings.keys_file.unlink()
+    guard.guard_by(deployed)
+    assert ask("POST", "/v1/completions").status_code == 503
+
+
+def deployed_settings(settings):
+    """The settings that a gateway starts with."""
+    return assemble(settings)._bound_deployment.init_args[0]
+
+
+def test_a_key_file_that_cannot_be_looked_at_opens_nothing(ask, settings, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "circle").symlink_to("circle")
+    for unreadable in ("file/keys.json", "circle"):
+        guard.guard_by(
+            settings.model_copy(update={"guard": settings.guard.model_copy(update={"keys_file": tmp_path / unreadable})})
+        )
+        assert ask("GET", "/v1/models").status_code == 503
 
 
 @pytest.mark.parametrize(
