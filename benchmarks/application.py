@@ -38,6 +38,7 @@ from lorafleet.config import Models, Settings, load_settings
 from lorafleet.engine import GenerationRequest
 from lorafleet.fleet import load_engine
 from lorafleet.models import load_base_model, load_tokenizer
+from lorafleet.network import bypass_proxies
 from lorafleet.retrieval import Encoder, Entry, open_for_writing, row_identifiers, server
 from lorafleet.tasks import prompt_version
 from serve.deploy import deploy
@@ -244,6 +245,7 @@ def main(
     to: Annotated[Path | None, typer.Option("--json", help="The same as JSON")] = None,
 ) -> None:
     """Measure all sides."""
+    bypass_proxies()
     os.environ.update(RAY_ENVIRONMENT)
     generator = f"min_replicas: {replicas}, max_replicas: {replicas}, gpus: {gpus}, max_ongoing_requests: 400"
     gateway = f"min_replicas: {gateways}, max_replicas: {gateways}, max_ongoing_requests: 400"

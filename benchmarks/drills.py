@@ -39,6 +39,7 @@ from benchmarks.nodes import Nodes, OwnNetworks, joined
 from benchmarks.report import tell
 from lorafleet.cli.service import RAY_ENVIRONMENT
 from lorafleet.config import Settings, load_settings
+from lorafleet.network import bypass_proxies
 from lorafleet.retrieval import server
 from serve.app import APPLICATION
 from serve.deploy import deploy
@@ -407,6 +408,7 @@ def main(
     out: Annotated[Path | None, typer.Option("--json", help="The same as JSON")] = None,
 ) -> None:
     """Kill what there is to be killed."""
+    bypass_proxies()
     possible = [name for name in [*DRILLS, "scaling"] if own_networks or not name.endswith("_cut")]
     chosen = [name for name in possible if not only or name in only.split(",")]
     settings = load_settings(

@@ -40,6 +40,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from benchmarks.report import tell
+from lorafleet.network import bypass_proxies
 
 console = Console(stderr=True)
 
@@ -229,6 +230,7 @@ def main(
     to: Annotated[Path | None, typer.Option("--json", help="write what was measured to this file")] = None,
 ) -> None:
     """Drive the endpoint, and print tables."""
+    bypass_proxies()
     Client.adapters, Client.hang_ups = adapters_of(url), hang_ups
     measured: dict[str, Any] = {"url": url, "adapters": len(Client.adapters)}
     faults: list[str] = []

@@ -6,6 +6,7 @@ import os
 import ray
 
 from lorafleet.errors import LoRAFleetError
+from lorafleet.network import bypass_proxies
 
 ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -27,6 +28,7 @@ def connect(start: bool = True) -> None:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    bypass_proxies()
     if ray.is_initialized():
         return
     try:
@@ -36,6 +38,18 @@ def connect(start: bool = True) -> None:
         raise LoRAFleetError(
             f"cannot join the Ray cluster: {error}", "Check RAY_ADDRESS, or start one with 'lorafleet up'"
         ) from None
+
+
+def cause_in_one_line(error: BaseException) -> str:
+    """Why Ray's work failed, in one line: the first line of the worker's own error, not Ray's hints behind it."""
+    cause = cause_of(error)
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    if getattr(cause, "actor_init_failed", False) and lines:
+        # Ray quotes the traceback of the actor's constructor.
+        return lines[-1]
+    if isinstance(cause, (LoRAFleetError, ray.exceptions.RayError)) and lines:
+        return lines[0]
+    return ": ".join([type(cause).__name__, *lines[:1]])
 
 
 def cause_of(error: BaseException) -> BaseException:

@@ -53,6 +53,7 @@ from lorafleet.retrieval import (
     server,
     sweep,
 )
+from lorafleet.storage import check_state_writable
 from lorafleet.tasks import BadRow, CorpusRows, Task, load_catalogue, prompt_version
 from lorafleet.weighing import LEARNED
 
@@ -140,11 +141,13 @@ def embed_corpora(settings: Settings, rebuild: bool = False) -> EmbedReport:
         IndexMismatch: another encoder or other prompts made the index, and `rebuild` is not set, or `tasks.names` leaves out
             corpora whose rows have to be rendered for it again.
         ModelError: the encoder cannot be loaded.
+        SettingsError: nothing can be written to the state folder.
     """
     began = time.monotonic()
     tasks = load_catalogue(settings.tasks).trained
     if not tasks:
         raise TaskError(f"none of tasks.names = {settings.tasks.names} is trained", "'lorafleet tasks' lists those that are")
+    check_state_writable(settings.state)
     with indexing(settings.state), _ledger(settings.state / FOLDER) as (ledger, path):
         bad_rows = {task.name: _note_corpus(task, settings, ledger) for task in tasks}
         # A cluster's server is its own: only a server of this machine is started from here.

@@ -16,7 +16,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 from ray.exceptions import RayError
 
-from jobs.cluster import cause_of, connect
+from jobs.cluster import cause_in_one_line, cause_of, connect
 from jobs.parcels import ROWS_PER_PARCEL, Reading, Row
 from lorafleet.config import Index, Models
 from lorafleet.errors import LoRAFleetError
@@ -61,7 +61,8 @@ def embedded(reading: Reading, rows: int) -> Iterator[Embedded]:
     context.target_max_block_size = BLOCK_BYTES
     store = STORE_BYTES + encoders * STORE_BYTES_PER_ENCODER
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(object_store_memory=store)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Ray's own lines about a failure name its retry settings, and not the cause, which is raised.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     vectors = ray.data.read_datasource(_Parcels(reading), num_cpus=0, override_num_blocks=1).map_batches(
         _EncodeParcels,
         fn_constructor_args=(models.reserving(index.gpus_per_encoder), index.encode_batch),
@@ -79,10 +80,8 @@ def embedded(reading: Reading, rows: int) -> Iterator[Embedded]:
         cause = cause_of(error)
         if isinstance(cause, LoRAFleetError):
             raise cause from None
-        last_line = str(error).strip().splitlines()[-1:]
         raise LoRAFleetError(
-            f"an encoder failed: {''.join(last_line) or type(error).__name__}",
-            "Run again: it embeds what is missing",
+            f"an encoder failed: {cause_in_one_line(error)}", "Run again: it embeds what is missing"
         ) from error
 
 

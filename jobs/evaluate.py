@@ -14,7 +14,7 @@ import torch
 import typer
 from ray.actor import ActorHandle
 
-from jobs.cluster import cause_of, connect
+from jobs.cluster import cause_in_one_line, connect
 from lorafleet.cli.evaluate import (
     ForceOption,
     LimitOption,
@@ -116,6 +116,7 @@ def evaluate(
         LoRAFleetError: settings, rows or adapters cannot be used, or the cluster has no room for a worker.
     """
     bench = Bench(settings, limit)
+    bench.check_writable()
     chosen = variants(methods, ASKED[asked], settings.evaluation.multitask is not None)
     work = plan(bench, chosen, ASKED[asked], split, force)
     check_parts(work, split)
@@ -196,7 +197,7 @@ class _Workers:
             except ray.exceptions.RayActorError:
                 self._actors.remove(actor)
             except ray.exceptions.RayError as error:
-                raise LoRAFleetError(f"the case study failed: {cause_of(error)}") from None
+                raise LoRAFleetError(f"the case study failed: {cause_in_one_line(error)}") from None
             else:
                 return
         raise LoRAFleetError("the case study failed: no worker is left", "Run again: what was computed is kept")
@@ -221,7 +222,7 @@ class _Workers:
         """A worker died: another takes its place while there are tries left, and its part waits again."""
         self._actors.remove(actor)
         if self._queue.tries[part] >= MOST_TRIES:
-            outcome.failed[part] = f"its worker died: {' '.join(str(error).split())[:200]}"
+            outcome.failed[part] = f"its worker died: {cause_in_one_line(error)[:200]}"
         else:
             self._queue.put(part)
         if self._deaths_left > 0:

@@ -64,7 +64,9 @@ class Ledger:
     """
 
     def __init__(self, path: Path, writable: bool = False) -> None:
-        self._file = sqlite3.connect(path if writable else f"file:{path}?mode=ro", uri=not writable, isolation_level=None)
+        # As a URI, a path keeps its # ? and %: unquoted, SQLite would open another file.
+        uri = f"{path.absolute().as_uri()}?mode={'rwc' if writable else 'ro'}"
+        self._file = sqlite3.connect(uri, uri=True, isolation_level=None)
         self._file.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         if writable:
             # Nobody needs this file once its process is gone.

@@ -27,6 +27,7 @@ from lorafleet.cli.options import (
 from lorafleet.cli.running import run
 from lorafleet.config import Settings
 from lorafleet.errors import TrainingError
+from lorafleet.storage import check_state_writable
 
 
 def train_adapters(settings: Settings, force: bool = False) -> TrainReport:
@@ -39,10 +40,11 @@ def train_adapters(settings: Settings, force: bool = False) -> TrainReport:
 
     Raises:
         TrainingError: settings, base model, cluster or disk do not allow it; all that is wrong is named.
+        SettingsError: nothing can be written to the state folder.
         KeyboardInterrupt: it was stopped; the same call goes on with what was begun.
     """
     started = monotonic()
-    settings = _at_home(settings)
+    check_state_writable(settings.state)
     plan = make_plan(settings, force)
     print_plan(plan)
     cards, failed = plan.current, plan.failed
@@ -63,17 +65,11 @@ def dry_run(settings: Settings, force: bool = False) -> None:
     Raises:
         TrainingError: settings, base model, cluster or disk do not allow it; all that is wrong is named.
     """
-    settings = _at_home(settings)
     plan = make_plan(settings, force)
     if plan.corpora:
         connect()
         check_room(settings, plan)
     print_dry_run(settings, plan)
-
-
-def _at_home(settings: Settings) -> Settings:
-    """The settings with a state folder that means the same in the workers, which have another working directory."""
-    return settings.model_copy(update={"state": settings.state.resolve()})
 
 
 def command(

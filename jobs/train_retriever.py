@@ -21,7 +21,7 @@ import torch
 import typer
 from ray.exceptions import RayError
 
-from jobs.cluster import cause_of, connect
+from jobs.cluster import cause_in_one_line, cause_of, connect
 from lorafleet.cli.evaluate import LimitOption
 from lorafleet.cli.options import (
     ConfigOption,
@@ -42,7 +42,7 @@ from lorafleet.models import fingerprint, locate
 from lorafleet.progress import progress
 from lorafleet.retrieval import one_at_a_time
 from lorafleet.retrieval.tuning import Rows, steps_of, tuned_encoder
-from lorafleet.storage import folder_in_one_step, read_json, write_json
+from lorafleet.storage import check_state_writable, folder_in_one_step, read_json, write_json
 from lorafleet.tasks import FORMS, load_catalogue, load_corpus, texts_in_forms
 
 FOLDER = "encoder"
@@ -74,7 +74,7 @@ def train_retriever(settings: Settings, force: bool = False) -> TuneReport:
         force: tune it even where it is current.
 
     Raises:
-        SettingsError: it would start from the tuned encoder itself.
+        SettingsError: it would start from the tuned encoder itself, or nothing can be written to the state folder.
         TaskError: a corpus cannot be read, or no task is left.
         ModelError: the encoder cannot be loaded.
         TrainingError: too few tasks or rows.
@@ -88,6 +88,7 @@ def train_retriever(settings: Settings, force: bool = False) -> TuneReport:
             f"models.encoder = {settings.models.encoder} is the tuned encoder itself",
             "Name the one to start from: --set tuning.start=...",
         )
+    check_state_writable(settings.state)
     alone = one_at_a_time(settings.state / LOCK, 0, "another run tunes the encoder of this state", "Wait for its end")
     with alone:
         for left in folder.parent.glob(f".{FOLDER}.*"):
@@ -148,8 +149,7 @@ def _tune_on_cluster(settings: Settings, rows: Rows, folder: Path, card: dict[st
             cause = cause_of(error)
             if isinstance(cause, LoRAFleetError):
                 raise cause from None
-            last_line = "".join(str(error).strip().splitlines()[-1:]) or type(error).__name__
-            raise LoRAFleetError(f"the encoder could not be tuned: {last_line}", "Run again") from error
+            raise LoRAFleetError(f"the encoder could not be tuned: {cause_in_one_line(error)}", "Run again") from error
 
 
 def _tune(settings: Settings, rows: Rows, folder: Path, card: dict[str, Any]) -> Iterator[str]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, cast
 from lorafleet.config import Models
 from lorafleet.errors import ModelError
 from lorafleet.paths import PACKAGE
-from lorafleet.storage import folder_in_one_step
+from lorafleet.storage import folder_in_one_step, readable
 
 if TYPE_CHECKING:
     import torch
@@ -86,12 +86,12 @@ def unpacked(source: ModelSource) -> str:
         return source.location
     file = Path(source.location) / source.gguf_file
     folder = _cache() / f"{short_name(source.gguf_file)}-{_digest([file])}"
-    if not (folder / "config.json").is_file():
-        try:
+    try:
+        if not (folder / "config.json").is_file():
             with folder_in_one_step(folder) as beside:
                 _unpack(source, beside)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"cannot unpack {file} into {folder}: {_first_line(error)}") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot unpack {file} into {folder}: {_first_line(error)}") from None
     return str(folder)
 
 
@@ -143,10 +143,26 @@ def fingerprint(reference: str, revision: str | None = None) -> str:
 def _digest(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
-        with file.open("rb") as opened:
-            while piece := opened.read(1 << 20):
-                digest.update(piece)
+        try:
+            with file.open("rb") as opened:
+                while piece := opened.read(1 << 20):
+                    digest.update(piece)
+        except OSError as error:
+            raise ModelError(f"cannot read {file}: {error.strerror}", "Let this user read the model's files") from None
     return digest.hexdigest()[:16]
+
+
+def _readable(location: str) -> str:
+    """A model's folder whose files this user may read; a hub id as it is.
+
+    Raises:
+        OSError: one cannot be read. The libraries call it missing.
+    """
+    folder = Path(location)
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if file.is_file():
+            readable(file)
+    return location
 
 
 def short_name(reference: str) -> str:
@@ -208,7 +224,7 @@ def load_tokenizer(settings: Models) -> "PreTrainedTokenizerBase":
 
     source = locate(settings.base)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(unpacked(source), revision=settings.base_revision or "main")
+        tokenizer = AutoTokenizer.from_pretrained(_readable(unpacked(source)), revision=settings.base_revision or "main")
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the tokenizer of {settings.base!r}: {_first_line(error)}") from None
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
@@ -234,7 +250,7 @@ def load_base_model(settings: Models, dtype: str | None = None) -> "PreTrainedMo
     number_format = pick_dtype(dtype or settings.dtype, device)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            unpacked(source), revision=settings.base_revision or "main", dtype=number_format
+            _readable(unpacked(source)), revision=settings.base_revision or "main", dtype=number_format
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the base model {settings.base!r}: {_first_line(error)}") from None
@@ -254,7 +270,7 @@ def load_encoder(settings: Models) -> "SentenceTransformer":
     device = pick_device(settings.device)
     try:
         return SentenceTransformer(
-            source.location, device=str(device), revision=settings.encoder_revision, local_files_only=source.local
+            _readable(source.location), device=str(device), revision=settings.encoder_revision, local_files_only=source.local
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the encoder {settings.encoder!r}: {_first_line(error)}") from None
@@ -265,7 +281,7 @@ def check_readable(settings: Models) -> None:
     from transformers import AutoConfig
 
     try:
-        AutoConfig.from_pretrained(unpacked(locate(settings.base)), revision=settings.base_revision or "main")
+        AutoConfig.from_pretrained(_readable(unpacked(locate(settings.base))), revision=settings.base_revision or "main")
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read the base model {settings.base!r}: {_first_line(error)}") from None
 

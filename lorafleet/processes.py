@@ -1,7 +1,7 @@
 """Programs that run detached from this one: each has a log and a record of its process beside it.
 
-The record carries the process id and the time of its creation, so that a number the system has handed to another
-process since is never taken for ours.
+The record carries the process id and when it was created by a clock that nobody sets: an id that the system has given to
+another process since is never taken for ours, and a step of the clock loses none.
 """
 
 import os
@@ -9,13 +9,15 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from lorafleet.errors import LoRAFleetError
-from lorafleet.storage import read_json, write_json
+from lorafleet.storage import READABLE, read_json, write_json
 
 LOG_TAIL_LINES = 3
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def find_program(name: str) -> str | None:
@@ -50,16 +52,14 @@ def start(name: str, command: Sequence[str], run_folder: Path, env: Mapping[str,
             {**os.environ, **(env or {})},
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, str(log_of(name, run_folder)), appended, 0o644),
+                (os.POSIX_SPAWN_OPEN, 1, str(log_of(name, run_folder)), appended, READABLE),
                 (os.POSIX_SPAWN_DUP2, 1, 2),
             ],
             setsid=True,
         )
     except OSError as error:
         raise LoRAFleetError(f"cannot start {name} with {command[0]}: {error.strerror}") from None
-    write_json(
-        _record_of(name, run_folder), {"pid": pid, "created": psutil.Process(pid).create_time(), "command": [*command]}
-    )
+    write_json(_record_of(name, run_folder), {"pid": pid, **_birth(psutil.Process(pid)), "command": [*command]})
     return pid
 
 
@@ -107,10 +107,22 @@ def _recorded(name: str, run_folder: Path) -> psutil.Process | None:
         return None
     try:
         process = psutil.Process(record["pid"])
-        same = abs(process.create_time() - record["created"]) < 1
+        same = _birth(process).items() <= record.items()
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
         return None
+
+
+def _birth(process: psutil.Process) -> dict[str, Any]:
+    """When a process was created: on Linux the boot of the machine, and clock ticks since."""
+    if not BOOT.is_file():
+        return {"created": round(process.create_time())}
+    try:
+        stat = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        raise psutil.NoSuchProcess(process.pid) from None
+    # The 22nd field; the second, in parentheses, may hold anything.
+    return {"boot": BOOT.read_text(encoding="utf-8").strip(), "created": int(stat.rpartition(")")[2].split()[19])}
 
 
 def _record_of(name: str, run_folder: Path) -> Path:

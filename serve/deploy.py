@@ -21,6 +21,7 @@ from lorafleet.cli.options import ConfigOption, SetOption, StateOption, settings
 from lorafleet.cli.running import run
 from lorafleet.config import Settings
 from lorafleet.errors import LoRAFleetError
+from lorafleet.network import takes_proxy
 from serve.app import APPLICATION, assemble
 from serve.logs import logging_config
 from serve.traces import tracing_config
@@ -104,7 +105,7 @@ def _wait_until_ready(url: str) -> None:
     reason = ""
     while time.monotonic() < deadline:
         try:
-            answer = httpx.get(f"{url}/readyz", timeout=READY_SECONDS / 2)
+            answer = httpx.get(f"{url}/readyz", timeout=READY_SECONDS / 2, trust_env=takes_proxy(url))
             if answer.status_code == 200:
                 return
             reason = str(answer.json()["error"]["message"])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from lorafleet.errors import AdapterError
-from lorafleet.storage import read_json, write_json
+from lorafleet.storage import READABLE, read_json, write_json
 
 JOURNAL = ".change.json"
 LOCK = ".pool.lock"
@@ -48,7 +48,7 @@ class Journal:
             AdapterError: one does so for longer than a pool that is being replaced.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        self._lock = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT, READABLE)
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:

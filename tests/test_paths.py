@@ -54,9 +54,7 @@ def test_the_walk_finds_the_paths_that_there_are():
     )
 
 
-@pytest.mark.parametrize(
-    "load", [lambda given: load_settings(overrides=given), lambda given: settings_from(overrides=given)]
-)
+@pytest.mark.parametrize("load", [load_settings, settings_from])
 def test_every_path_and_local_model_is_absolute(load, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/of/mine")

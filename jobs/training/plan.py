@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from jobs.cluster import cause_of
+from jobs.cluster import cause_in_one_line
 from jobs.training import room
 from lorafleet.config import Settings
 from lorafleet.errors import LoRAFleetError, TrainingError
@@ -201,5 +201,5 @@ def _timed_on_cluster(settings: Settings, corpus: Corpus) -> Speed:
     try:
         speed: Speed = ray.get(task.remote(settings, corpus))
     except ray.exceptions.RayError as error:
-        raise TrainingError(f"the timed steps failed: {cause_of(error)}") from None
+        raise TrainingError(f"the timed steps failed: {cause_in_one_line(error)}") from None
     return speed

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import mkdtemp
+from secrets import token_hex
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -15,6 +15,7 @@ from lorafleet.cli.options import ConfigOption, JsonOption, SetOption, StateOpti
 from lorafleet.cli.output import print_json, print_table
 from lorafleet.config import Settings
 from lorafleet.errors import LoRAFleetError
+from lorafleet.storage import follow_umask
 
 PATH = "/v1/adapters"
 HEADINGS = ["name", "task", "family", "rows", "origin", "state", "steps", "first_loss", "last_loss"]
@@ -103,21 +104,30 @@ def _below_a_root(path: Path | None, settings: Settings) -> Iterator[Path | None
     if path is None or any(path.is_relative_to(root) for root in roots):
         yield path
         return
-    roots[0].mkdir(parents=True, exist_ok=True)
-    beside = Path(mkdtemp(prefix=".cli-", dir=roots[0]))
+    beside = roots[0] / f".cli-{token_hex(6)}"
     try:
+        beside.mkdir(parents=True)
         if path.is_dir():
             # Links stay links: the endpoint refuses those that lead elsewhere.
             shutil.copytree(path, beside / path.name, symlinks=True)
         else:
             shutil.copyfile(path, beside / path.name)
         # The endpoint may run as another user of this machine.
-        beside.chmod(0o755)
+        follow_umask(beside)
         yield beside / path.name
     except OSError as error:
-        raise LoRAFleetError(f"cannot copy {path} to {roots[0]}: {error}") from None
+        raise LoRAFleetError(
+            f"cannot copy {path} to {roots[0]}: {_reason(error)}",
+            "Let this user write there, or copy it there yourself",
+        ) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _reason(error: OSError) -> str:
+    """What the system says; `shutil.copytree` has a list of all files that failed."""
+    first = error.args[0] if isinstance(error, shutil.Error) and error.args else None
+    return str(first[0][2]) if isinstance(first, list) and first else error.strerror or str(error)
 
 
 def _stored(settings: Settings) -> list[dict[str, Any]]:

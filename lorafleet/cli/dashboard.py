@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lorafleet.config import Settings
 from lorafleet.errors import LoRAFleetError
+from lorafleet.network import takes_proxy
 
 APPLICATION = "lorafleet"
 NODES = "/api/v0/nodes?limit=1000"
@@ -93,7 +94,9 @@ def look(settings: Settings) -> Cluster:
         LoRAFleetError: no dashboard answers, or it refuses.
     """
     url = dashboard_url(settings)
-    with httpx.Client(base_url=url, headers=_token_headers(), timeout=PATIENCE_SECONDS) as client:
+    with httpx.Client(
+        base_url=url, headers=_token_headers(), timeout=PATIENCE_SECONDS, trust_env=takes_proxy(url)
+    ) as client:
         listed, details, exporters = (_asked(client, path) for path in (NODES, APPLICATIONS, EXPORTERS))
     try:
         nodes = tuple(map(node_of, listed["data"]["result"]["result"]))
@@ -148,7 +151,7 @@ def load_of(texts: list[str]) -> dict[str, dict[str, int]]:
 def _asked(client: httpx.Client, path: str) -> Any:
     try:
         reply = client.get(path)
-    except httpx.HTTPError:
+    except (httpx.HTTPError, httpx.InvalidURL):
         raise LoRAFleetError(
             f"no Ray dashboard answers at {client.base_url}",
             "Start the cluster: lorafleet up, or name it in RAY_API_SERVER_ADDRESS",
@@ -170,9 +173,10 @@ def _asked(client: httpx.Client, path: str) -> Any:
 def _metrics(target: str) -> str:
     """What an exporter offers; nothing where it cannot be reached from here, as on the private network of a cloud."""
     try:
-        reply = httpx.get(f"http://{target}/metrics", timeout=EXPORTER_SECONDS)
+        # The cluster's own network is no proxy's business.
+        reply = httpx.get(f"http://{target}/metrics", timeout=EXPORTER_SECONDS, trust_env=False)
         return reply.text if reply.is_success else ""
-    except httpx.HTTPError:
+    except (httpx.HTTPError, httpx.InvalidURL):
         return ""
 
 

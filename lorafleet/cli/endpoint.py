@@ -8,6 +8,7 @@ import typer
 
 from lorafleet.config import Settings
 from lorafleet.errors import LoRAFleetError
+from lorafleet.network import in_url, takes_proxy
 
 KeyOption = Annotated[
     str | None, typer.Option("--key", envvar="LORAFLEET_KEY", show_envvar=True, help="An API key, where there are keys.")
@@ -16,8 +17,8 @@ KeyOption = Annotated[
 
 def endpoint_url(settings: Settings) -> str:
     """The URL of the endpoint, as a program on this machine reaches it."""
-    host = "127.0.0.1" if settings.serving.host in ("0.0.0.0", "::", "") else settings.serving.host
-    return f"http://{host}:{settings.serving.port}"
+    host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(settings.serving.host, settings.serving.host)
+    return f"http://{in_url(host)}:{settings.serving.port}"
 
 
 def call_endpoint(
@@ -32,10 +33,12 @@ def call_endpoint(
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     timeout = settings.serving.request_timeout_seconds + 10
     try:
-        reply = httpx.request(method, f"{url}{path}", headers=headers, json=body, timeout=timeout)
+        reply = httpx.request(
+            method, f"{url}{path}", headers=headers, json=body, timeout=timeout, trust_env=takes_proxy(url)
+        )
     except httpx.ConnectError:
         return None
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise LoRAFleetError(f"the endpoint at {url} does not answer: {error}") from None
     try:
         answer: dict[str, Any] = reply.json()

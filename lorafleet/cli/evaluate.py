@@ -89,6 +89,7 @@ def evaluate(
         evaluation = settings.evaluation.model_copy(update={"gpus_per_worker": 1 / mine[1]})
         settings = settings.model_copy(update={"evaluation": evaluation})
     bench = Bench(settings, limit)
+    bench.check_writable()
     chosen = variants(split_names(methods), ASKED[asked], settings.evaluation.multitask is not None)
     if scoring:
         work = scoring_plan(bench)

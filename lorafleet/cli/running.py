@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 
 from lorafleet.errors import LoRAFleetError
+from lorafleet.network import bypass_proxies
 
 
 def run(command: Callable[[], object]) -> None:
@@ -19,13 +20,25 @@ def run(command: Callable[[], object]) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Progress is ours to show: the libraries' bars would break it up.
     os.environ.setdefault("TQDM_DISABLE", "1")
+    bypass_proxies()
     try:
         command()
     except LoRAFleetError as error:
         if debug:
             raise
-        print(f"lorafleet: {error}", file=sys.stderr)
+        print(f"lorafleet: {_one_line(str(error))}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except OSError as error:
+        # What is not foreseen where it happens, such as a folder of another user's amid one's own.
+        if debug or error.filename is None:
+            raise
+        print(f"lorafleet: {_one_line(f'{error.filename}: {error.strerror}')}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("lorafleet: stopped", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _one_line(text: str) -> str:
+    """Line breaks, as a file name may have them, written out."""
+    return "\\n".join(text.splitlines())

@@ -18,7 +18,8 @@ from lorafleet.cli.jobs import run_job
 from lorafleet.cli.options import ConfigOption, SetOption, StateOption, settings_from
 from lorafleet.config import Settings
 from lorafleet.errors import LoRAFleetError
-from lorafleet.storage import read_json, write_json
+from lorafleet.network import takes_proxy
+from lorafleet.storage import check_state_writable, read_json, write_json
 
 RAY = "ray"
 RAY_START_SECONDS = 90.0
@@ -45,6 +46,7 @@ def up(
     """Start the Chroma server, a Ray head (unless RAY_ADDRESS names a cluster) and the endpoint on this machine."""
     overrides = [*overrides, *([f"serving.port={port}"] if port else [])]
     settings = settings_from(config, overrides, state)
+    check_state_writable(settings.state)
     start_services(settings)
     deploy(settings, job_arguments(config, overrides, settings))
     typer.echo(f"The endpoint is up: {endpoint_url(settings)} (lorafleet down ends it)")
@@ -129,8 +131,9 @@ def run_folder(settings: Settings) -> Path:
 def endpoint_ready(settings: Settings) -> bool:
     """Whether the endpoint answers and has loaded everything."""
     try:
-        return httpx.get(f"{endpoint_url(settings)}/readyz", timeout=5).is_success
-    except httpx.HTTPError:
+        url = endpoint_url(settings)
+        return httpx.get(f"{url}/readyz", timeout=5, trust_env=takes_proxy(url)).is_success
+    except (httpx.HTTPError, httpx.InvalidURL):
         return False
 
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from lorafleet.composition.files import CONFIG_BYTES, CONFIG_FILE, HEADER_BYTES, WEIGHTS_FILE
 from lorafleet.composition.patterns import PatternError, Patterns
 from lorafleet.errors import AdapterError
+from lorafleet.storage import readable
 
 PREFIX = "base_model.model."
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -185,10 +186,13 @@ def read_layers(folder: Path, name: str) -> dict[str, SavedLayer]:
         # The library's own limit is 100 MB, which take gigabytes as Python objects.
         if HEADER_BYTES < header < path.stat().st_size:
             raise AdapterError(f"adapter {name}: cannot read {path}: its header has more than {HEADER_BYTES} bytes", RESAVE)
+        readable(path)
         with safe_open(path, framework="pt") as opened:
             slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
             found = {key: (str(one.get_dtype()), tuple(one.get_shape())) for key, one in slices.items()}
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        raise AdapterError(f"adapter {name}: cannot read {path}: {error.strerror or shown_name(str(error))}") from None
+    except SafetensorError as error:
         raise AdapterError(f"adapter {name}: cannot read {path}: {shown_name(str(error))}", RESAVE) from None
     halves: dict[str, dict[str, str]] = {}
     for key, (number_format, shape) in found.items():

@@ -1,7 +1,6 @@
 """The bench: the fleet that is measured, and what a method under test may use of it. Parts are loaded when first used."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ from lorafleet.evaluation.queries import QueryForm, query_text
 from lorafleet.fleet import load_engine, make_composition
 from lorafleet.models import pick_device
 from lorafleet.retrieval import Encoder, ExactIndex, Neighbour, Vectors, open_index
+from lorafleet.storage import check_writable, file_in_one_step
 from lorafleet.tasks import (
     Catalogue,
     Example,
@@ -75,6 +75,16 @@ class Bench:
         """Where what is measured is kept; runs over a part of the rows have a place of their own."""
         folder = self.settings.evaluation.folder or self.settings.state / "evaluation"
         return folder if self.limit is None else folder.with_name(f"{folder.name}-first-{self.limit}")
+
+    def check_writable(self) -> None:
+        """Refuse folders in which nothing can be kept, before anything is computed.
+
+        Raises:
+            SettingsError: it is so.
+        """
+        hint = "Give another with --set evaluation.folder=DIR, or let this user write there; --from DIR only reads"
+        for folder in (self.folder, self._vectors):
+            check_writable(folder, "evaluation.folder", hint)
 
     @cached_property
     def _vectors(self) -> Path:
@@ -195,11 +205,8 @@ class Bench:
             return kept
         texts = [texts_to_embed(corpus.task, example, index) for example in corpus.examples]
         vectors = self.encoder.encode_rows(texts, index.encode_batch)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        with beside.open("wb") as file:
+        with file_in_one_step(path) as file:
             np.save(file, vectors)
-        beside.replace(path)
         return vectors
 
     def embed(self, texts: Sequence[str]) -> Vectors:

@@ -5,7 +5,6 @@ What is kept is enough to compute every table again, under any scoring, without 
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 from lorafleet.errors import SettingsError
 from lorafleet.evaluation.answering import Answer
 from lorafleet.evaluation.under_test import Setting
+from lorafleet.storage import file_in_one_step
 from lorafleet.tasks import Example, Split
 
 SCHEMA = 1
@@ -173,13 +173,8 @@ def digest(*described: Any) -> str:
 
 
 def _write(path: Path, table: pa.Table, about: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        pq.write_table(table.replace_schema_metadata({ABOUT: json.dumps(about, default=str)}), beside, compression="zstd")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with file_in_one_step(path) as file:
+        pq.write_table(table.replace_schema_metadata({ABOUT: json.dumps(about, default=str)}), file, compression="zstd")
 
 
 @contextmanager

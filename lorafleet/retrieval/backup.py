@@ -5,7 +5,6 @@ bit. The manifest stands in the file's metadata.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from lorafleet.retrieval.index import SCHEMA, CorpusIndex
 from lorafleet.retrieval.manifest import Manifest, manifest_of
 from lorafleet.retrieval.rows import Entry, copies_of
 from lorafleet.retrieval.version import StoredRows
+from lorafleet.storage import file_in_one_step
 
 METADATA = b"lorafleet-index"
 ROWS_AT_ONCE = 1000
@@ -27,7 +27,7 @@ Note = Callable[[int], None]
 
 
 def export_index(index: CorpusIndex, path: Path, note: Note | None = None) -> Manifest:
-    """Write the version that is searched into a file, beside its place first; whoever changes the index waits meanwhile.
+    """Write the version that is searched into a file in one step; whoever changes the index waits meanwhile.
 
     Args:
         note: is called with how many rows have been written since the last time.
@@ -36,26 +36,20 @@ def export_index(index: CorpusIndex, path: Path, note: Note | None = None) -> Ma
         IndexMismatch: there is no index, or another encoder or other prompts made it.
         OSError: the file cannot be written.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with index.changing():
-            index.check_filled()
-            manifest, version = index.manifest(), index.current()
-            assert manifest is not None and version is not None
-            writer = None
-            for identifiers in version.identifiers():
-                for rows in version.read(identifiers):
-                    table = _table(rows, manifest)
-                    writer = writer or pyarrow.parquet.ParquetWriter(beside, table.schema, compression="zstd")
-                    writer.write_table(table)
-                    if note is not None:
-                        note(sum(copies_of(entry.identifier) for entry in rows.entries))
-            assert writer is not None
-            writer.close()
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with file_in_one_step(path) as file, index.changing():
+        index.check_filled()
+        manifest, version = index.manifest(), index.current()
+        assert manifest is not None and version is not None
+        writer = None
+        for identifiers in version.identifiers():
+            for rows in version.read(identifiers):
+                table = _table(rows, manifest)
+                writer = writer or pyarrow.parquet.ParquetWriter(file, table.schema, compression="zstd")
+                writer.write_table(table)
+                if note is not None:
+                    note(sum(copies_of(entry.identifier) for entry in rows.entries))
+        assert writer is not None
+        writer.close()
     return manifest
 
 

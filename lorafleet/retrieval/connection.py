@@ -14,6 +14,7 @@ from tenacity import RetryError, Retrying, retry_if_exception, stop_after_delay,
 
 from lorafleet.config import Index, Settings
 from lorafleet.errors import IndexMismatch, IndexUnavailable
+from lorafleet.network import bypass_proxies, takes_proxy
 from lorafleet.retrieval import server
 
 # Chroma's own client waits for an answer for ever; the longest honest one is the first query after a large write.
@@ -133,6 +134,8 @@ def connected(settings: Settings) -> Connection:
     url = settings.index.url
     if not server.answers(settings.index):
         raise _no_answer(url)
+    if not takes_proxy(url):
+        bypass_proxies(server.address(url)[0])
     try:
         client: Any = chromadb.HttpClient(url, headers=server.token_headers(settings.index), settings=_quiet())
     except (ValueError, ChromaAuthError, httpx.HTTPError) as error:

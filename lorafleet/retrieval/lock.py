@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from lorafleet.errors import IndexUnavailable
+from lorafleet.errors import IndexUnavailable, SettingsError
+from lorafleet.storage import READABLE
 
 LOOK_SECONDS = 0.05
 INDEXING = ".embed.lock"
@@ -19,9 +20,15 @@ def one_at_a_time(path: Path, patience: float, problem: str, mend: str) -> Itera
 
     Raises:
         IndexUnavailable: `problem`, with `mend`: another process holds it for longer.
+        SettingsError: the file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, READABLE)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot write {path}: {error.strerror}", "Let this user write there, or give another folder with --state"
+        ) from None
     try:
         deadline = time.monotonic() + patience
         while True:

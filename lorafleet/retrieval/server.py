@@ -1,6 +1,5 @@
 """The Chroma server of this machine: one detached process on loopback, its data in the state folder."""
 
-import ipaddress
 import socket
 import time
 from pathlib import Path
@@ -11,6 +10,8 @@ import httpx
 from lorafleet import processes
 from lorafleet.config import Index, Settings
 from lorafleet.errors import IndexUnavailable
+from lorafleet.network import is_loopback, takes_proxy
+from lorafleet.storage import check_state_writable
 
 NAME = "chroma"
 START_SECONDS = 30.0
@@ -26,6 +27,7 @@ def start(settings: Settings) -> bool:
 
     Raises:
         IndexUnavailable: `index.url` is not on this machine, another program has its port, or the server ends at once.
+        SettingsError: nothing can be written to the state folder.
     """
     url = settings.index.url
     if answers(settings.index):
@@ -40,6 +42,7 @@ def start(settings: Settings) -> bool:
                 f"port {port} of index.url = {url} is taken by a program that is not Chroma",
                 "End it, or give a free port: --set index.url=http://127.0.0.1:PORT",
             )
+        check_state_writable(settings.state)
         settings.chroma.mkdir(parents=True, exist_ok=True)
         command = [_program(), "run", "--path", str(settings.chroma.resolve()), "--host", host, "--port", str(port)]
         processes.start(NAME, command, run_folder, env={"ANONYMIZED_TELEMETRY": "False"})
@@ -70,12 +73,19 @@ def running(settings: Settings) -> bool:
 
 
 def answers(index: Index) -> bool:
-    """Whether a Chroma server answers at `index.url`."""
+    """Whether a Chroma server answers at `index.url`.
+
+    Raises:
+        IndexUnavailable: it is not an http or https URL.
+    """
+    address(index.url)
     heartbeat = f"{index.url.rstrip('/')}/api/v2/heartbeat"
     try:
-        reply = httpx.get(heartbeat, headers=token_headers(index), timeout=HEARTBEAT_SECONDS)
+        reply = httpx.get(
+            heartbeat, headers=token_headers(index), timeout=HEARTBEAT_SECONDS, trust_env=takes_proxy(index.url)
+        )
         return reply.is_success and "nanosecond heartbeat" in reply.json()
-    except (httpx.HTTPError, ValueError):
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError):
         return False
 
 
@@ -86,11 +96,7 @@ def token_headers(index: Index) -> dict[str, str]:
 
 def on_this_machine(url: str) -> bool:
     """Whether a URL's host is the loopback interface."""
-    host, _ = address(url)
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return is_loopback(address(url)[0])
 
 
 def address(url: str) -> tuple[str, int]:
@@ -99,13 +105,15 @@ def address(url: str) -> tuple[str, int]:
     Raises:
         IndexUnavailable: it is not an http or https URL.
     """
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError:
-        port = None
-    if parts.scheme not in ("http", "https") or not parts.hostname or port is None:
-        raise IndexUnavailable(f"index.url = {url!r} is not a URL of a server", "Write it as http://HOST:PORT")
+        parts, port = urlsplit(""), 0
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise IndexUnavailable(
+            f"index.url = {url!r} is not a URL of a server", "Write it as http://HOST:PORT, an IPv6 host in brackets"
+        )
     return parts.hostname, port
 
 

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import datetime, timezone
+from glob import escape
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel
@@ -22,7 +23,7 @@ from lorafleet.tasks import Corpus
 from lorafleet.training.attention import without_masks
 from lorafleet.training.backends import Backend, choose_backend
 from lorafleet.training.cards import AdapterCard, recorded, training_fingerprint, write_card
-from lorafleet.training.checkpoints import Checkpoints, delete_checkpoints, flush, read_checkpoint
+from lorafleet.training.checkpoints import Checkpoints, delete_checkpoints, read_checkpoint
 from lorafleet.training.optimisation import Optimisation
 from lorafleet.training.passes import Passes
 from lorafleet.training.randomness import seeded
@@ -102,7 +103,7 @@ def train_adapter(
 
 def sweep(folder: Path) -> None:
     """Delete what a process that was killed had begun to put in the place of the adapter in `folder`."""
-    for debris in folder.parent.glob(f".{folder.name}.*"):
+    for debris in folder.parent.glob(f".{escape(folder.name)}.*"):
         shutil.rmtree(debris, ignore_errors=True)
 
 
@@ -186,9 +187,6 @@ def _keep(
             resumed=run.resumed,
         )
         write_card(beside, card)
-        for file in beside.iterdir():
-            flush(file)
-    flush(folder.parent)
     delete_checkpoints(folder)
     return card
 

@@ -6,7 +6,6 @@ A file is written beside, brought to the disk, and renamed; its name tells whose
 
 import hashlib
 import logging
-import os
 import shutil
 import uuid
 from contextlib import suppress
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from lorafleet.storage import flush
 
 KEPT = 2
 PIECE = 1 << 20
@@ -80,15 +81,6 @@ def checkpoint_folder(adapter: Path) -> Path:
 def delete_checkpoints(adapter: Path) -> None:
     """Forget how far any training of the adapter was."""
     shutil.rmtree(checkpoint_folder(adapter), ignore_errors=True)
-
-
-def flush(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk itself, where a machine that loses power finds it again."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_whole(path: Path) -> bool:

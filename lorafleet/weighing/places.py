@@ -1,6 +1,5 @@
 """Where the tasks of an index lie among the embeddings: learned from its rows once, and kept in a file."""
 
-import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from lorafleet.storage import file_in_one_step
 from lorafleet.weighing.evidence import Evidence
 from lorafleet.weighing.prototypes import Prototypes, Vectors
 from lorafleet.weighing.router import Router, train_router
@@ -72,14 +72,8 @@ def write_places(path: Path, places: Places) -> None:
     if places.router is not None:
         router = places.router
         arrays |= {"routed": np.array(router.tasks), "weights": router.weights, "biases": router.biases}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with file_in_one_step(path) as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def read_places(path: Path, index: str) -> Places | None:

@@ -4,7 +4,6 @@ Reads from top to bottom: `blocks` (what a page is made of), `figures` (plots as
 (what the page says, from the results), `page` and `markdown` (how it looks).
 """
 
-import os
 from pathlib import Path
 
 from lorafleet.evaluation.report.comparison import (
@@ -20,6 +19,7 @@ from lorafleet.evaluation.report.markdown import as_markdown
 from lorafleet.evaluation.report.page import as_page
 from lorafleet.evaluation.report.retrieval import confusion, retrieval_accuracy, weights_by_task
 from lorafleet.evaluation.results import Results
+from lorafleet.storage import file_in_one_step
 
 BUILDERS = (
     means,
@@ -42,7 +42,7 @@ def write_report(results: Results) -> list[Path]:
     written = []
     for name, text in (("report.html", as_page(results, sections)), ("report.md", as_markdown(results, sections))):
         path = results.folder / name
-        beside = path.with_name(f".{name}.{os.getpid()}")
-        beside.write_text(text, encoding="utf-8")
-        written.append(beside.replace(path))
+        with file_in_one_step(path) as file:
+            file.write(text.encode())
+        written.append(path)
     return written
