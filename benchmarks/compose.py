@@ -118,9 +118,11 @@ def main(
         "tokens",
         "method",
         "adapters in use",
+        "plain ms",
         "base ms",
         "composed ms",
-        "ratio",
+        "over plain",
+        "over base",
         "limit",
         "PEFT merges in ms",
     )

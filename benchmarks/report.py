@@ -28,6 +28,8 @@ def tell(
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right")
     for row in rows:
+        if len(row) != len(columns):
+            raise ValueError(f"{len(row)} cells under {len(columns)} headings: {row}")
         table.add_row(*(f"{cell:,.2f}" if isinstance(cell, float) else str(cell) for cell in row))
     console = Console(width=160)
     console.print(table)

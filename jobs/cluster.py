@@ -7,6 +7,7 @@ import ray
 
 from lorafleet.errors import LoRAFleetError
 from lorafleet.network import bypass_proxies
+from lorafleet.ray_token import auth_mode, make_token
 
 ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -31,10 +32,13 @@ def connect(start: bool = True) -> None:
     bypass_proxies()
     if ray.is_initialized():
         return
+    if start and os.environ.get("RAY_ADDRESS", "local") == "local" and auth_mode() == "token":
+        # A cluster that Ray starts here would write its token for all to read.
+        make_token()
     try:
         address = None if start else os.environ.get("RAY_ADDRESS", "auto")
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         raise LoRAFleetError(
             f"cannot join the Ray cluster: {error}", "Check RAY_ADDRESS, or start one with 'lorafleet up'"
         ) from None

@@ -1,7 +1,10 @@
 """What several rooms' tests share: a tiny random Llama, and LoRA adapters on it in PEFT's format."""
 
 import os
+import secrets
 
+# The clusters of the tests have a token of their own, and write none into the home folder.
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -4,7 +4,6 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from lorafleet.config import Settings
 from lorafleet.errors import LoRAFleetError
 from lorafleet.network import takes_proxy
+from lorafleet.ray_token import read_token
 
 APPLICATION = "lorafleet"
 NODES = "/api/v0/nodes?limit=1000"
@@ -181,8 +181,5 @@ def _metrics(target: str) -> str:
 
 
 def _token_headers() -> dict[str, str]:
-    token = os.environ.get("RAY_AUTH_TOKEN", "")
-    if not token:
-        file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-        token = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    token = read_token()
     return {"Authorization": f"Bearer {token}"} if token else {}

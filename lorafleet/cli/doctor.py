@@ -1,17 +1,25 @@
 """lorafleet doctor."""
 
 import importlib.metadata
+import os
 import platform
+import shlex
 import shutil
+import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import typer
 
 from lorafleet.cli.options import ConfigOption, JsonOption, SetOption, StateOption, settings_from
 from lorafleet.cli.output import print_json
+from lorafleet.cli.service import run_folder
+from lorafleet.composition.files import WEIGHTS_FILE
 from lorafleet.config import Settings
 from lorafleet.errors import LoRAFleetError
+from lorafleet.ray_token import check_private, token_file
+from lorafleet.storage import check_state_writable
 
 PACKAGES = ("ray", "torch", "transformers", "peft", "accelerate", "datasets", "sentence-transformers", "chromadb")
 FREE_DISK_GIB = 5
@@ -55,6 +63,9 @@ def _examine(settings: Settings) -> Iterator[Finding]:
     yield _device(settings)
     yield _memory()
     yield _disk(settings)
+    yield _state(settings)
+    yield _permissions(settings)
+    yield _ray_token()
     yield _chroma(settings)
     yield _endpoint(settings)
     yield _adapters(settings)
@@ -113,6 +124,60 @@ def _disk(settings: Settings) -> Finding:
     free = shutil.disk_usage(folder).free / 2**30
     mend = "" if free >= FREE_DISK_GIB else f"Free {FREE_DISK_GIB} GiB, or set --state to another disk"
     return Finding("disk", not mend, f"{free:.1f} GiB free at {settings.state}", mend)
+
+
+def _state(settings: Settings) -> Finding:
+    if not settings.state.exists():
+        return Finding("state", True, f"{settings.state} will be made")
+    try:
+        check_state_writable(settings.state)
+    except LoRAFleetError as error:
+        return Finding("state", False, error.problem, error.mend)
+    return Finding("state", True, f"{settings.state} can be written")
+
+
+def _permissions(settings: Settings) -> Finding:
+    """Who else may change what the fleet loads, or read its keys; and whether a group that shares the state can load it."""
+    faults = {
+        "others can change {}": [
+            path
+            for path in (settings.state, settings.adapters, settings.chroma, run_folder(settings))
+            if _mode(path) & stat.S_IWOTH
+        ],
+        "others can read or change the keys in {}": [
+            path for path in (settings.keys_file,) if _mode(path) & (stat.S_IRWXO | stat.S_IWGRP)
+        ],
+        "the group cannot read {}": [
+            path
+            for path in settings.adapters.glob(f"*/{WEIGHTS_FILE}")
+            if _mode(path.parent) & stat.S_IRGRP and not _mode(path) & stat.S_IRGRP
+        ],
+    }
+    mends = ("chmod o-w", "chmod 600", "chmod g+r")
+    for (problem, paths), mend in zip(faults.items(), mends, strict=True):
+        if paths:
+            named = " ".join(shlex.quote(str(path)) for path in paths)
+            return Finding("permissions", False, problem.format(named), f"Run: {mend} {named}")
+    return Finding("permissions", True, "nobody else changes the state or reads the keys")
+
+
+def _mode(path: Path) -> int:
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return 0
+
+
+def _ray_token() -> Finding:
+    try:
+        file = token_file()
+        check_private()
+    except LoRAFleetError as error:
+        return Finding("ray token", False, error.problem, error.mend)
+    if file is None:
+        return Finding("ray token", True, "in RAY_AUTH_TOKEN")
+    there = os.path.lexists(file)
+    return Finding("ray token", True, str(file) if there else "none yet", "" if there else "lorafleet up makes one")
 
 
 def _chroma(settings: Settings) -> Finding:

@@ -7,9 +7,13 @@ import typer
 
 from lorafleet.config import Settings, load_settings
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="A YAML file of settings (configs/ holds examples).")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", readable=False, help="A YAML file of settings (configs/ holds examples).")
+]
 SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="One setting, e.g. training.rank=16.")]
-StateOption = Annotated[Path | None, typer.Option("--state", help="The folder that holds index and adapters [./state].")]
+StateOption = Annotated[
+    Path | None, typer.Option("--state", readable=False, help="The folder that holds index and adapters [./state].")
+]
 HubRootOption = Annotated[Path | None, typer.Option("--hub-root", help="A folder that stands in for the hub.")]
 SourceOption = Annotated[str | None, typer.Option("--source", help="Where rows come from: samples or hub.")]
 TasksOption = Annotated[str | None, typer.Option("--tasks", metavar="A,B", help="Only these tasks.")]

@@ -2,7 +2,6 @@
 
 import os
 import socket
-import subprocess
 import tempfile
 import time
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from lorafleet.cli.options import ConfigOption, SetOption, StateOption, settings
 from lorafleet.config import Settings
 from lorafleet.errors import LoRAFleetError
 from lorafleet.network import takes_proxy
+from lorafleet.ray_token import auth_mode, check_private, make_token
 from lorafleet.storage import check_state_writable, read_json, write_json
 
 RAY = "ray"
@@ -120,7 +120,7 @@ def ray_environment(settings: Settings) -> dict[str, str]:
     if os.environ.get("RAY_ADDRESS"):
         return {}
     # Ray finds out by itself whether a cluster wants its token, but not where the address is given.
-    return {"RAY_ADDRESS": f"127.0.0.1:{settings.serving.ray_port}", "RAY_AUTH_MODE": _auth_mode()}
+    return {"RAY_ADDRESS": f"127.0.0.1:{settings.serving.ray_port}", "RAY_AUTH_MODE": auth_mode()}
 
 
 def run_folder(settings: Settings) -> Path:
@@ -138,6 +138,9 @@ def endpoint_ready(settings: Settings) -> bool:
 
 
 def _start_ray(settings: Settings) -> None:
+    if auth_mode() == "token":
+        make_token()
+        check_private()
     folder, port = run_folder(settings), settings.serving.ray_port
     if not processes.running(RAY, folder):
         _start_head(settings, folder, port)
@@ -169,18 +172,11 @@ def _start_head(settings: Settings, folder: Path, port: int) -> None:
         *(program, "start", "--head", "--block", "--disable-usage-stats"),
         *("--port", str(port), "--dashboard-port", str(settings.serving.dashboard_port)),
     ]
-    if _auth_mode() == "token":
-        subprocess.run([program, "get-auth-token", "--generate"], capture_output=True, check=False)
-    environment = {"RAY_AUTH_MODE": _auth_mode(), "LORAFLEET_STATE": str(settings.state), "TQDM_DISABLE": "1"}
+    environment = {"RAY_AUTH_MODE": auth_mode(), "LORAFLEET_STATE": str(settings.state), "TQDM_DISABLE": "1"}
     # One machine has nowhere to drain to: without this, ending the head takes Ray's whole 30 s.
     environment["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = "2"
     environment |= RAY_ENVIRONMENT
     processes.start(RAY, command, folder, env=environment)
-
-
-def _auth_mode() -> str:
-    """Ray listens beyond loopback, so it asks for its token (~/.ray/auth_token) unless RAY_AUTH_MODE says otherwise."""
-    return os.environ.get("RAY_AUTH_MODE", "token")
 
 
 def _stop(name: str, settings: Settings) -> bool:

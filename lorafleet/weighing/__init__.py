@@ -21,6 +21,7 @@ from lorafleet.weighing.softmax import Softmax
 from lorafleet.weighing.sparse_projection import MOST_PROTOTYPES, SparseProjection
 from lorafleet.weighing.top_k import TopK
 from lorafleet.weighing.uniform import Uniform
+from lorafleet.weighing.weigher import Weigher
 from lorafleet.weighing.weighers import BY_NEIGHBOURS, BY_PLACE, LEARNED, WEIGHERS, make_weigher, settings_of
 from lorafleet.weighing.weights import TaskWeights
 

@@ -63,7 +63,8 @@ def settings(tmp_path: Path) -> Iterator[Callable[..., Settings]]:
         # A row's vector is that of its key, by which it can be found.
         index = {"url": url, "write_batch": 40, "patience_seconds": 30, "encoders": encoders, "forms": ["instruction"]}
         declared = {"declarations": [tmp_path / "tasks.yaml"], "rows_per_task": 2000, "names": ["colours"]}
-        made[state] = load_settings(state=tmp_path / state, index=index, tasks=declared | tasks)
+        # A folder may be called so, and what is written stays in it.
+        made[state] = load_settings(state=tmp_path / "run#1 a?b%20c" / state, index=index, tasks=declared | tasks)
         return made[state]
 
     yield make
@@ -243,6 +244,14 @@ def test_an_index_of_another_encoder_is_embedded_again_with_the_rows_of_adapters
         open_index(graph, prompt_version())
     with pytest.raises(IndexMismatch, match="only some tasks are named"):
         embed_corpora(graph, rebuild=True)
+
+
+def test_the_reason_of_an_encoder_that_failed_is_its_own(settings, tmp_path):
+    chosen = settings()
+    reading = Reading(chosen, (), tmp_path / "nowhere" / "ledger.sqlite", 0, "plain")
+    with pytest.raises(LoRAFleetError) as caught:
+        list(embedded(reading, 1))
+    assert caught.value.problem == "an encoder failed: OperationalError: unable to open database file"
 
 
 def test_what_cannot_be_done_leaves_everything_as_it_was(settings, tmp_path):

@@ -183,3 +183,20 @@ def test_the_fingerprint_is_of_the_rows_and_not_of_their_order(corpus, tmp_path)
         ledger.note_corpus(corpus(things)[0], INDEX)
         digests.append(ledger.fingerprint("colours"))
     assert digests[0] == digests[1] != digests[2]
+
+
+ODD = ["run#1", "a?mode=memory", "50%", "a%20b", " 'q' \"d\"", "ü\u2028\n", "-x", "[a]*", "file:x", "a&b;c"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_ledger_lies_in_its_folder_whatever_that_is_called(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    for folder in (tmp_path / name, Path(name)):
+        path = folder / "ledger.sqlite"
+        written = Ledger(path, writable=True)
+        written.note_indexed(["colours-1-0"], COLOURS)
+        assert Ledger(path).gone("colours") == 1
+        written.close()
+        path.unlink()
+    assert [path.name for path in tmp_path.rglob("*")] == [name]

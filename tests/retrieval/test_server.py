@@ -26,6 +26,23 @@ def test_a_recycled_process_id_is_never_killed(tmp_path):
     assert not processes.running("sleeper", tmp_path)
 
 
+def test_a_step_of_the_clock_loses_no_process(tmp_path, monkeypatch):
+    processes.start("sleeper", ["/bin/sleep", "60"], tmp_path)
+    created = psutil.Process.create_time
+    # As psutil tells it on Linux after the clock was set: by the time of the boot, which has moved.
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: created(process) - 3600)
+    assert processes.running("sleeper", tmp_path)
+    assert processes.stop("sleeper", tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"boot": "another"}, {"created": 1}])
+def test_a_record_of_another_boot_or_process_is_not_ours(change, tmp_path):
+    processes.start("sleeper", ["/bin/sleep", "60"], tmp_path)
+    write_json(tmp_path / "other.json", read_json(tmp_path / "sleeper.json") | change)
+    assert not processes.running("other", tmp_path)
+    processes.stop("sleeper", tmp_path)
+
+
 def test_a_program_and_children_that_ignore_the_request_to_end_are_killed(tmp_path):
     pid = processes.start("deaf", ["/bin/sh", "-c", "trap '' TERM; /bin/sleep 60 & echo up; wait"], tmp_path)
     while "up" not in processes.log_of("deaf", tmp_path).read_text():
