@@ -2,4 +2,8 @@
 
 import lazy_loader
 
+from lorafleet.home import stand_in_for_home
+
+stand_in_for_home()
+
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

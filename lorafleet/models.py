@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, cast
 
 from lorafleet.config import Models
 from lorafleet.errors import ModelError
+from lorafleet.home import expanded
 from lorafleet.paths import PACKAGE
 from lorafleet.storage import folder_in_one_step, readable
 
@@ -110,7 +111,7 @@ def _cache() -> Path:
 
 def _expanded(path: str, what: str, hint: str) -> Path:
     try:
-        return Path(path).expanduser()
+        return expanded(path)
     except RuntimeError:
         raise ModelError(f"this user has no home folder, and {what} would lie in {path}", f"Set HOME, or {hint}") from None
 

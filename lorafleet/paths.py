@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from lorafleet.errors import SettingsError
+from lorafleet.home import expanded
 
 PACKAGE = "package:"
 MODEL = "a model: a hub id, a path, or package:NAME/PATH"
@@ -111,7 +112,7 @@ def _placed(path: str | Path, folder: Path, setting: str) -> Path:
         raise SettingsError(f"bad value for {setting}: {str(path)!r}", "Allowed: a path without null bytes")
     try:
         str(path).encode()
-        whole = folder / Path(path).expanduser()
+        whole = folder / expanded(path)
         return whole.resolve() if whole.name == ".." else whole.parent.resolve() / whole.name
     except UnicodeEncodeError:
         why = "a path in UTF-8"

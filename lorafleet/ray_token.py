@@ -7,6 +7,7 @@ from pathlib import Path
 from shlex import quote
 
 from lorafleet.errors import LoRAFleetError
+from lorafleet.home import expanded
 from lorafleet.storage import file_in_one_step
 
 OTHERS = 0o077
@@ -28,7 +29,7 @@ def token_file() -> Path | None:
         return None
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
     try:
-        return Path(named).absolute() if named else Path.home() / ".ray" / "auth_token"
+        return Path(named).absolute() if named else expanded("~/.ray/auth_token")
     except RuntimeError:
         raise LoRAFleetError(
             "this user has no home folder for Ray's token", "Set HOME, or name a file in RAY_AUTH_TOKEN_PATH"

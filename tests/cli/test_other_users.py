@@ -7,12 +7,13 @@ import pytest
 from other_user import LORAFLEET, UID, open_to_all, run
 
 READ_ONLY = [
-    ("embed", "--tasks", "copa"),
-    ("train", "--tasks", "copa"),
-    ("tune",),
-    ("up",),
-    ("evaluate", "--methods", "base", "--tasks", "copa"),
-    ("keys", "add", "me"),
+    (sys.executable, "-m", "jobs.embed_corpora", "--tasks", "copa"),
+    (sys.executable, "-m", "jobs.train_adapters", "--tasks", "copa"),
+    (sys.executable, "-m", "jobs.train_retriever"),
+    (sys.executable, "-m", "jobs.evaluate", "--methods", "base", "--tasks", "copa"),
+    (LORAFLEET, "up"),
+    (LORAFLEET, "evaluate", "--methods", "base", "--tasks", "copa"),
+    (LORAFLEET, "keys", "add", "me"),
 ]
 LOAD = """
 import sys
@@ -34,10 +35,10 @@ def state(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("command", READ_ONLY, ids=lambda command: command[0])
+@pytest.mark.parametrize("command", READ_ONLY, ids=lambda command: " ".join(command[1:3]))
 def test_a_state_that_cannot_be_written_is_one_line_before_any_work(command, state, tmp_path):
     settings = ["--state", str(state), "--set", "index.url=http://127.0.0.1:9", "--set", "serving.port=9"]
-    done = run(LORAFLEET, *command, *settings, RAY_ADDRESS="local", HF_HUB_OFFLINE="1", MPLCONFIGDIR="/tmp")
+    done = run(*command, *settings, RAY_ADDRESS="local", HF_HUB_OFFLINE="1", MPLCONFIGDIR="/tmp")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("lorafleet: ") and str(state) in last and "Permission denied" in last

@@ -18,6 +18,8 @@ import pytest
 
 import jobs.embed_corpora
 from jobs.embed_corpora import embed_corpora, print_report
+from jobs.encoding import embedded
+from jobs.parcels import Reading
 from lorafleet.config import Settings, load_settings
 from lorafleet.errors import IndexMismatch, IndexUnavailable, LoRAFleetError, TaskError
 from lorafleet.placing import places_of
