@@ -79,7 +79,7 @@ def test_a_proxy_sees_nothing_of_what_stays_on_this_machine(proxy, endpoint, tmp
     try:
         server.start(settings)
         open_for_writing(settings, prompt_version()).drop()
-        with pytest.raises(LoRAFleetError, match="no index"):
+        with pytest.raises(LoRAFleetError, match="is empty"):
             open_index(settings, prompt_version()).check_filled()
     finally:
         server.stop(settings)
