@@ -14,11 +14,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from pydantic_core import from_json
+
 from lorafleet.errors import SettingsError
 
 READABLE = 0o666
-
-from pydantic_core import from_json
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from lorafleet.composition.files import CONFIG_BYTES, CONFIG_FILE, HEADER_BYTES, WEIGHTS_FILE
 from lorafleet.composition.patterns import PatternError, Patterns
 from lorafleet.errors import AdapterError
-from lorafleet.storage import readable
 
 PREFIX = "base_model.model."
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -186,7 +185,6 @@ def read_layers(folder: Path, name: str) -> dict[str, SavedLayer]:
         # The library's own limit is 100 MB, which take gigabytes as Python objects.
         if HEADER_BYTES < header < path.stat().st_size:
             raise AdapterError(f"adapter {name}: cannot read {path}: its header has more than {HEADER_BYTES} bytes", RESAVE)
-        readable(path)
         with safe_open(path, framework="pt") as opened:
             slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
             found = {key: (str(one.get_dtype()), tuple(one.get_shape())) for key, one in slices.items()}
