@@ -28,6 +28,7 @@ import httpx
 import ray
 import typer
 from ray import serve
+from rich.console import Console
 
 from benchmarks.fleet import WORDS, random_adapters, write_adapter
 from benchmarks.report import tell
@@ -42,6 +43,8 @@ from lorafleet.network import bypass_proxies
 from lorafleet.retrieval import Encoder, Entry, open_for_writing, row_identifiers, server
 from lorafleet.tasks import prompt_version
 from serve.deploy import deploy
+
+console = Console(stderr=True)
 
 NEVER_WRITTEN = 15
 """A token of SmolLM2 for the scripts of notebooks."""
@@ -153,7 +156,9 @@ async def drive(url: str, asked: Sequence[Mapping[str, Any]], in_flight: int) ->
 
 def over_http(settings: Settings, count: int, lengths: Sequence[int], in_flight: int) -> tuple[list[Side], list[Workload]]:
     """The application's sides, with what was asked and what composed each answer."""
+    began = time.perf_counter()
     url = deploy(settings)
+    console.print(f"the endpoint is up after {time.perf_counter() - began:.1f} s", style="dim")
     listed = httpx.get(f"{url}/v1/models").json()["data"]
     adapters = [model["task"] for model in listed if model.get("task")]
     sides, workloads = [], []
@@ -162,6 +167,7 @@ def over_http(settings: Settings, count: int, lengths: Sequence[int], in_flight:
         # Everything is warm before it is timed: every replica has met adapters, prompts and batches.
         asyncio.run(drive(url, asked[: 2 * in_flight], in_flight))
         seconds, answers = asyncio.run(drive(url, asked, in_flight))
+        console.print(f"application over HTTP, {tokens} tokens: {seconds:.2f} s", style="dim")
         used = [answer["usage"] for answer in answers]
         read, written = (sum(one[f"{kind}_tokens"] for one in used) for kind in ("prompt", "completion"))
         sides.append(Side("application over HTTP", tokens, count, seconds, read, written))
@@ -194,6 +200,7 @@ def without_http(settings: Settings, workloads: Sequence[Workload], rows: int, e
         seconds = max(part.ended for part in parts) - min(part.began for part in parts)
         read, written = sum(part.prompt_tokens for part in parts), sum(part.output_tokens for part in parts)
         name = "engine alone" if engines == 1 else f"{engines} engines alone"
+        console.print(f"{name}, {workload.tokens} tokens: {seconds:.2f} s", style="dim")
         sides.append(Side(name, workload.tokens, len(workload.asked), seconds, read, written))
     return sides
 
@@ -247,8 +254,10 @@ def main(
     """Measure all sides."""
     bypass_proxies()
     os.environ.update(RAY_ENVIRONMENT)
-    generator = f"min_replicas: {replicas}, max_replicas: {replicas}, gpus: {gpus}, max_ongoing_requests: 400"
-    gateway = f"min_replicas: {gateways}, max_replicas: {gateways}, max_ongoing_requests: 400"
+    # All requests in flight may come at once, before any is given to a replica.
+    bounds = f"max_ongoing_requests: {4 * in_flight}, max_queued_requests: {4 * in_flight}"
+    generator = f"min_replicas: {replicas}, max_replicas: {replicas}, gpus: {gpus}, {bounds}"
+    gateway = f"min_replicas: {gateways}, max_replicas: {gateways}, {bounds}"
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder) / "state"
         base = make_fleet(state, adapters, rank)
@@ -258,6 +267,9 @@ def main(
                 f"serving.port={ports}",
                 f"serving.generator={{{generator}}}",
                 f"serving.gateway={{{gateway}}}",
+                f"serving.retriever={{{bounds}}}",
+                f"serving.weigher={{{bounds}}}",
+                f"generation.waiting={4 * in_flight}",
                 f"generation.rows={in_flight}",
                 f"models.base={base}",
                 f"index.url=http://127.0.0.1:{ports + 1}",
