@@ -88,6 +88,9 @@ class Preparer:
         self._pages = pages
         self._executor = ThreadPoolExecutor(1, "preparing")
         self._computing = threading.Lock()
+        # One for all: the memory of what is computed on a stream goes to what comes next on it.
+        cuda = pages.device.type == "cuda"
+        self._stream = torch.cuda.Stream(pages.device) if cuda else None  # type: ignore[no-untyped-call]
 
     def begin(self, parts: Sequence[Part], residents: Sequence[Resident]) -> "Future[None]":
         """Prepare the parts of one preparation, and write them into the pages of their residents.
@@ -95,7 +98,7 @@ class Preparer:
         The future fails with `CancelledError` once nobody holds the residents.
         """
         before = None
-        if self._pages.device.type == "cuda":
+        if self._stream is not None:
             # Rows that have left may still be computing with what lay in these pages.
             before = torch.cuda.Event()  # type: ignore[no-untyped-call]
             before.record(torch.cuda.current_stream(self._pages.device))
@@ -123,14 +126,13 @@ class Preparer:
                 yield
 
         pages = [one.pages for one in residents]
-        if before is None:
+        if self._stream is None or before is None:
             write_forms(self._pages, parts, pages, turn)
             return
-        stream = torch.cuda.Stream(self._pages.device)  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(stream):
-            stream.wait_event(before)
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(before)
             write_forms(self._pages, parts, pages, turn)
-        stream.synchronize()
+        self._stream.synchronize()
 
 
 def write_forms(
