@@ -170,10 +170,10 @@ def test_a_corpus_of_bad_rows_alone_is_refused_with_the_first_of_them(corpus, le
     rows, _, _ = corpus(["a"])
     (tmp_path / "colours.jsonl").write_text('\n{"thing": NaN, "label": 0}\n{"thing": "b", "label": 2}\n')
     with pytest.raises(TaskError, match=r"of 2 bad rows, the first is .*colours\.jsonl:2: column thing is missing"):
-        ledger.note_corpus(rows)
+        ledger.note_corpus(rows, INDEX)
     (tmp_path / "colours.jsonl").write_text("")
     with pytest.raises(TaskError, match=r"no usable row in .*colours\.jsonl: it is empty"):
-        ledger.note_corpus(rows)
+        ledger.note_corpus(rows, INDEX)
 
 
 def test_the_fingerprint_is_of_the_rows_and_not_of_their_order(corpus, tmp_path):
@@ -195,7 +195,7 @@ def test_a_ledger_lies_in_its_folder_whatever_that_is_called(name, tmp_path, mon
     for folder in (tmp_path / name, Path(name)):
         path = folder / "ledger.sqlite"
         written = Ledger(path, writable=True)
-        written.note_indexed(["colours-1-0"], COLOURS)
+        written.note_indexed(["colours-1-1"], COLOURS)
         assert Ledger(path).gone("colours") == 1
         written.close()
         path.unlink()
