@@ -103,7 +103,7 @@ def follow_umask(folder: Path) -> None:
 
 
 def check_writable(folder: Path, setting: str, hint: str) -> None:
-    """Refuse a folder in which nothing can be written, before long work begins; make it where it is missing.
+    """Refuse a folder in which nothing can be written, before long work begins. A missing one is not made.
 
     Args:
         setting: the name of the setting that names the folder.
@@ -112,9 +112,9 @@ def check_writable(folder: Path, setting: str, hint: str) -> None:
         SettingsError: it is so.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        there = next(one for one in (folder, *folder.parents) if one.exists())
         # An attempt: file systems that are read-only, full or remote say yes to a question.
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise SettingsError(f"nothing can be written to {setting} = {folder}: {error.strerror}", hint) from None
