@@ -25,13 +25,13 @@ Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]
 
 
 def scrape() -> Samples:
-    """Every sample of ours by name and labels, from the exporter of this node."""
+    """Every sample of our replicas by name and labels, from the exporter of this node; other tests' engines have no replica."""
     (node,) = ray.nodes()
     text = httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics").text
     samples: Samples = defaultdict(dict)
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            if sample.name.startswith(PREFIX):
+            if sample.name.startswith(PREFIX) and sample.labels.get("replica"):
                 samples[sample.name][tuple(sorted(sample.labels.items()))] = sample.value
     return samples
 
