@@ -54,7 +54,7 @@ def read_chunks(file: BinaryIO) -> list[list[Chunk]]:
         ValueError: the footer is damaged.
     """
     length = int.from_bytes(_end(file, 8)[:4], "little")
-    footer = _structure(io.BytesIO(_end(file, length + 8)), 0)
+    footer = _structure(_Section(io.BytesIO(_end(file, length + 8)), length), 0)
     return [
         [_chunk(column.get((3, STRUCTURE), {})) for column in group.get((1, LIST), [])]
         for group in footer.get((4, LIST), [])
@@ -87,8 +87,9 @@ def read_pages(file: BinaryIO, begin: int, size: int) -> Pages:
     """
     pages = Pages()
     file.seek(begin)
-    while file.tell() < begin + size:
-        header = _structure(file, 0)
+    section = _Section(file, begin + size)
+    while file.tell() < section.end:
+        header = _structure(section, 0)
         decoded, stored = header.get((UNCOMPRESSED_SIZE, INT32), -1), header.get((COMPRESSED_SIZE, INT32), -1)
         if min(decoded, stored) < 0:
             raise ValueError(f"the page at byte {begin} has a damaged header")
@@ -102,7 +103,26 @@ def read_pages(file: BinaryIO, begin: int, size: int) -> Pages:
     return pages
 
 
-def _structure(file: BinaryIO, depth: int) -> dict[tuple[int, int], Any]:
+@dataclass(frozen=True)
+class _Section:
+    """A part of a file that is read no further than its end, whatever sizes and counts stand in it."""
+
+    file: BinaryIO
+    end: int
+
+    def take(self, count: int) -> bytes:
+        read = self.file.read(count) if self.file.tell() + count <= self.end else b""
+        if len(read) < count:
+            raise ValueError("a page's header does not end where it should")
+        return read
+
+    def skip(self, count: int) -> None:
+        if self.file.tell() + count > self.end:
+            raise ValueError("a page's header does not end where it should")
+        self.file.seek(count, 1)
+
+
+def _structure(file: _Section, depth: int) -> dict[tuple[int, int], Any]:
     """A structure's fields by their numbers and kinds."""
     fields: dict[tuple[int, int], Any] = {}
     number = 0
@@ -115,7 +135,7 @@ def _structure(file: BinaryIO, depth: int) -> dict[tuple[int, int], Any]:
     return fields
 
 
-def _value(file: BinaryIO, kind: int, depth: int) -> Any:
+def _value(file: _Section, kind: int, depth: int) -> Any:
     if depth > DEEPEST:
         raise ValueError("a page's header is nested too deep")
     if kind in (*BOOLEANS, BYTE):
@@ -123,9 +143,9 @@ def _value(file: BinaryIO, kind: int, depth: int) -> Any:
     if kind in (INT16, INT32, INT64):
         return _integer(file)
     if kind == DOUBLE:
-        return _skip(file, 8)
+        return file.skip(8)
     if kind == BINARY:
-        return _skip(file, _unsigned(file))
+        return file.skip(_unsigned(file))
     if kind in (LIST, SET):
         head = _byte(file)
         count = head >> 4 if head >> 4 < 15 else _unsigned(file)
@@ -135,18 +155,11 @@ def _value(file: BinaryIO, kind: int, depth: int) -> Any:
     raise ValueError(f"a page's header has a field of the unknown kind {kind}")
 
 
-def _byte(file: BinaryIO) -> int:
-    read = file.read(1)
-    if not read:
-        raise ValueError("the file ends within a page's header")
-    return read[0]
+def _byte(file: _Section) -> int:
+    return file.take(1)[0]
 
 
-def _skip(file: BinaryIO, count: int) -> None:
-    file.seek(count, 1)
-
-
-def _unsigned(file: BinaryIO) -> int:
+def _unsigned(file: _Section) -> int:
     found = shift = 0
     while shift < 70:
         byte = _byte(file)
@@ -157,6 +170,6 @@ def _unsigned(file: BinaryIO) -> int:
     raise ValueError("a page's header has a number of too many bytes")
 
 
-def _integer(file: BinaryIO) -> int:
+def _integer(file: _Section) -> int:
     unsigned = _unsigned(file)
     return (unsigned >> 1) ^ -(unsigned & 1)

@@ -168,3 +168,29 @@ def test_a_footer_that_arrow_ends_the_process_for_is_an_error(tmp_path):
 def test_a_damaged_header_is_said_to_be_one(damaged):
     with pytest.raises(ValueError, match="header"):
         read_pages(io.BytesIO(damaged), 0, 10_000)
+
+
+class Counted(io.BytesIO):
+    """A file that counts the calls which read or move in it."""
+
+    calls = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.calls += 1
+        assert self.calls < 1000
+        return super().read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self.calls += 1
+        assert self.calls < 1000
+        return super().seek(offset, whence)
+
+
+def test_a_header_costs_no_more_than_the_bytes_it_has():
+    """A list that claims 10^9 numbers, and one that goes on behind the column: many columns could share those bytes."""
+    claimed = b"\x19\xf7" + varint(5 * 10**8)
+    with pytest.raises(ValueError, match="does not end where it should"):
+        read_pages(Counted(claimed), 0, 1000)
+    listed = b"\x19\xf3" + varint(10_000 // 2) + bytes(10_000)
+    with pytest.raises(ValueError, match="does not end where it should"):
+        read_pages(Counted(listed), 0, 20)
