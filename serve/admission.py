@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -135,13 +136,11 @@ def _check_entries(folder: Path, settings: Settings) -> None:
 def copy_in(folder: Path, beside: Path, settings: Settings) -> None:
     """Copy what makes an adapter, and nothing else, into a new folder; what is checked later is this copy."""
     left = settings.serving.adapter_mib * 2**20
-    try:
+    with writing():
         beside.mkdir(parents=True)
         for name, limit in ((CONFIG_FILE, CONFIG_BYTES), (CARD, CONFIG_BYTES), (WEIGHTS_FILE, left)):
             if os.path.lexists(folder / name):
                 left -= _copy(_real(folder / name, folder, settings), beside / name, min(limit, left))
-    except OSError as error:
-        raise unwritable(error) from None
 
 
 def check_adapter(beside: Path, newcomer: AdapterRequest, settings: Settings) -> None:
@@ -298,9 +297,14 @@ def _piece(read: BinaryIO, file: Path) -> bytes:
         raise _unreadable(file, error) from None
 
 
-def unwritable(error: OSError) -> ApiError:
-    """503 for a folder of adapters that is full, or cannot be written."""
-    return ApiError(503, f"the folder of adapters cannot be written: {error.strerror}", SERVER_ERROR, code="storage")
+@contextmanager
+def writing() -> Iterator[None]:
+    """Answer 503 where the folder of adapters is full, or cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        message = f"the folder of adapters cannot be written: {error.strerror}"
+        raise ApiError(503, message, SERVER_ERROR, code="storage") from None
 
 
 def _unreadable(path: Path, error: OSError) -> ApiError:

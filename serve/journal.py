@@ -1,12 +1,15 @@
 """The change of the pool that is under way, on disk: whoever starts after a crash knows what to undo or to finish."""
 
 import fcntl
+import json
 import os
 import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
+
+from pydantic import ConfigDict, TypeAdapter
 
 from lorafleet.errors import AdapterError
 from lorafleet.storage import READABLE, read_json, write_json
@@ -29,6 +32,11 @@ class Change:
     name: str
     task: str
     rows: bool
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+
+_CHANGE = TypeAdapter(Change)
 
 
 class Journal:
@@ -67,9 +75,21 @@ class Journal:
         write_json(self._path, asdict(change))
 
     def read(self) -> Change | None:
-        """The change that was begun and not ended."""
-        data = read_json(self._path)
-        return None if data is None else Change(**data)
+        """The change that was begun and not ended.
+
+        Raises:
+            AdapterError: its file cannot be read.
+        """
+        try:
+            data = read_json(self._path)
+            return None if data is None else _CHANGE.validate_json(json.dumps(data))
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it holds no change of the pool"
+            raise AdapterError(
+                f"cannot read {self._path}: {reason}",
+                "It tells of an adapter that was being added or removed. Delete it and the folders .incoming-* and "
+                ".leaving-* next to it, then see with lorafleet adapters which one is missing or still there",
+            ) from None
 
     def end(self) -> None:
         """It is done, or undone."""

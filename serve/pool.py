@@ -19,7 +19,7 @@ from ray import serve
 
 from lorafleet.adapters import AddedRecord, Roster, StoredAdapter, stored_adapter, stored_adapters, write_record
 from lorafleet.config import Settings
-from lorafleet.errors import IndexMismatch, IndexUnavailable, UnknownAdapter
+from lorafleet.errors import AdapterError, IndexMismatch, IndexUnavailable, UnknownAdapter
 from lorafleet.models import fingerprint
 from lorafleet.retrieval import Encoder, Entry, Vectors, open_for_writing, row_identifiers
 from lorafleet.tasks import load_catalogue, prompt_version
@@ -32,7 +32,7 @@ from serve.admission import (
     read_new_rows,
     resolved,
     taken,
-    unwritable,
+    writing,
 )
 from serve.errors import AWAY_RETRY_SECONDS, SERVER_ERROR, ApiError, sentence
 from serve.follower import POLL_SECONDS, Published, Standing
@@ -125,7 +125,11 @@ class Pool:
         error = None if task.cancelled() else task.exception()
         if error is not None:
             logger.warning("the pool was not changed: %s", error.message if isinstance(error, ApiError) else error)
-        left = self._journal.read()
+        try:
+            left = self._journal.read()
+        except AdapterError as error:
+            logger.error("%s", sentence(error))
+            return
         if left is not None:
             self._begin(self._settle(left))
 
@@ -139,27 +143,29 @@ class Pool:
             raise taken("task", newcomer.task_name, "by rows in the index: leave rows and corpus out to use those, or")
         change = Change("add", newcomer.name, newcomer.task_name, bool(rows))
         beside = journal.incoming(newcomer.name)
-        try:
+        with writing():
             journal.begin(change)
-        except OSError as error:
-            raise unwritable(error) from None
         try:
             await asyncio.to_thread(copy_in, source, beside, settings)
             await asyncio.to_thread(check_adapter, beside, newcomer, settings)
-            write_record(beside, self._record(newcomer, len(rows)))
+            record = self._record(newcomer, len(rows))
+            with writing():
+                write_record(beside, record)
             vectors = await asyncio.to_thread(self._embedded, rows) if rows else None
             coming = stored_adapter(beside)
             version = self._publish(loaded=self._published.loaded.having(coming))
             await self._loaded_everywhere(version)
             if vectors is not None:
                 await asyncio.to_thread(self._write_rows, newcomer.task_name, rows, vectors)
-            beside.rename(journal.place(newcomer.name))
+            with writing():
+                beside.rename(journal.place(newcomer.name))
         except BaseException:
-            # What cannot be undone while the index is away is settled later.
-            with suppress(IndexUnavailable, IndexMismatch):
+            # What cannot be undone while the index is away, or the disk is, is settled later.
+            with suppress(IndexUnavailable, IndexMismatch, OSError):
                 await self._undo(change)
             raise
-        journal.end()
+        with writing():
+            journal.end()
         adapter = replace(coming, folder=journal.place(newcomer.name))
         version = self._publish(loaded=self._published.loaded.having(adapter), shown=self._published.shown.having(adapter))
         await self._heeded(SHOWN_BY, lambda standing: standing.has == version, version, settings.serving.adapter_seconds)
@@ -177,8 +183,9 @@ class Pool:
             # An index that is away is told before anything is done.
             await asyncio.to_thread(self._has_rows, adapter.task)
         change = Change("remove", adapter.name, adapter.task, rows)
-        self._journal.begin(change)
-        await self._finish_removal(change)
+        with writing():
+            self._journal.begin(change)
+            await self._finish_removal(change)
         logger.info("adapter %s was removed", adapter.name)
         return adapter
 

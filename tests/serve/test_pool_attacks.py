@@ -1,9 +1,11 @@
 """Folders that are made, or changed meanwhile, to do harm: one error that can be sent, and nothing stays behind."""
 
 import asyncio
+import errno
 import json
 import os
 import resource
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +18,9 @@ from safetensors.torch import load_file, save_file
 from small_fleet import save_adapter, small_settings
 
 import serve.admission
+import serve.pool
 from lorafleet.config import Settings
+from lorafleet.errors import AdapterError
 from lorafleet.training.cards import AdapterCard
 from serve.admission import check_adapter, check_folder, copy_in
 from serve.errors import ApiError
@@ -265,3 +269,74 @@ def test_of_two_adds_of_one_name_one_is_taken(settings, source, in_pool):
 
     in_pool(race)
     assert [path.name for path in settings.adapters.iterdir()] == [".pool.lock"]
+
+
+@pytest.fixture
+def member(settings: Settings, source: Path, in_pool) -> Path:
+    """The folder of an adapter of the pool that has no rows."""
+    in_pool(lambda pool: pool.add(AdapterRequest(name="seas", source=str(source))))
+    return settings.adapters / "seas"
+
+
+def test_on_a_full_disk_nothing_is_removed(member, in_pool):
+    """`added.json` says that it has no rows, so no index is asked."""
+    record = json.loads((member / "added.json").read_text())
+    assert record["rows"] == 0
+
+    async def remove(pool) -> None:
+        with files_up_to(0):
+            await pool.remove("seas")
+
+    assert "the folder of adapters cannot be written: File too large" in refusal(lambda: in_pool(remove), status=503)
+    assert sorted(path.name for path in member.parent.iterdir()) == [".pool.lock", "seas"]
+    in_pool(lambda pool: pool.remove("seas"))
+    assert [path.name for path in member.parent.iterdir()] == [".pool.lock"]
+
+
+@pytest.mark.parametrize("step", ["rename", "rmtree"])
+def test_a_removal_that_the_disk_stops_is_said_to_be_and_is_finished_later(member, in_pool, monkeypatch, step):
+    failing = {"rename": (Path, "rename"), "rmtree": (shutil, "rmtree")}[step]
+    whole = getattr(*failing)
+    left = [OSError(errno.EROFS, os.strerror(errno.EROFS))]
+
+    def fail_once(*arguments, **options):
+        if left:
+            raise left.pop()
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(*failing, fail_once)
+    says = refusal(lambda: in_pool(lambda pool: pool.remove("seas")), status=503)
+    assert says == "the folder of adapters cannot be written: Read-only file system"
+    assert [path.name for path in member.parent.iterdir()] == [".pool.lock"]
+
+
+@pytest.mark.parametrize("step", ["write_record", "rename"])
+def test_an_add_that_the_disk_stops_is_undone(settings, source, in_pool, monkeypatch, step):
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(*((Path, "rename") if step == "rename" else (serve.pool, "write_record")), fail)
+    says = refusal(lambda: in_pool(lambda pool: pool.add(AdapterRequest(name="seas", source=str(source)))), status=503)
+    assert says == "the folder of adapters cannot be written: No space left on device"
+    assert [path.name for path in settings.adapters.iterdir()] == [".pool.lock"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b'{"action": "add"}',
+        b'{"action": "burn", "name": "a", "task": "a", "rows": true}',
+        b'{"action": "add", "name": 5, "task": "a", "rows": true}',
+        b'{"action": "add", "name": "a", "task": "a", "rows": true, "more": 1}',
+    ],
+)
+def test_a_damaged_journal_is_one_error_that_names_it(settings, in_pool, content):
+    settings.adapters.mkdir(parents=True)
+    (settings.adapters / ".change.json").write_bytes(content)
+    with pytest.raises(AdapterError, match=r"cannot read .*\.change\.json: it holds no change.*\. .*Delete it") as caught:
+        in_pool(lambda pool: pool.note(None))
+    assert str(caught.value).isprintable()
