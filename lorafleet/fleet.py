@@ -175,13 +175,14 @@ def load_engine(
     gpu_share: float = 1.0,
     remembered: int = 0,
     prepared_share: float = 1.0,
-    leave_out: Callable[[AdapterError], None] | None = None,
+    leave_out: Callable[[str, AdapterError], None] | None = None,
 ) -> "Engine":
     """The base model with a roster's adapters, each under its task's name.
 
     Args:
         niceness, gpu_share, remembered, prepared_share: as in `Engine`.
-        leave_out: called for each adapter that cannot be loaded, which is left out then; without it, the error is raised.
+        leave_out: called with the task and the error of each adapter that cannot be loaded, which is left out then; without
+            it, the error is raised.
 
     Raises:
         AdapterError: an adapter cannot be loaded.
@@ -193,7 +194,7 @@ def load_engine(
     generation = settings.generation
     adapters = []
     for stored in roster.adapters.values():
-        with _left_out(leave_out):
+        with _left_out(stored.task, leave_out):
             adapters.append(load_adapter(stored.folder, stored.task))
     page_rank = page_rank_for([adapter.rank for adapter in adapters])
     pages = [math.ceil(adapter.rank / page_rank) for adapter in adapters]
@@ -215,7 +216,7 @@ def load_engine(
         prepared_share=prepared_share,
     )
     for adapter in adapters:
-        with _left_out(leave_out):
+        with _left_out(adapter.name, leave_out):
             add_adapter(engine, adapter)
     return engine
 
@@ -233,13 +234,13 @@ def add_adapter(engine: "Engine", adapter: "Adapter") -> None:
 
 
 @contextmanager
-def _left_out(leave_out: Callable[[AdapterError], None] | None) -> Iterator[None]:
+def _left_out(task: str, leave_out: Callable[[str, AdapterError], None] | None) -> Iterator[None]:
     try:
         yield
     except AdapterError as error:
         if leave_out is None:
             raise
-        leave_out(error)
+        leave_out(task, error)
 
 
 def make_composition(

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -52,6 +52,7 @@ class Standing:
         has: the last version that it took over whole; another than `seen` while it is at it, or where it failed.
         drained: the last version since which no request is left that began before it.
         failed: why it could not take over `seen`.
+        left_out: adapters of `has` that it cannot load, by task, with the reason of each.
     """
 
     who: str
@@ -60,6 +61,7 @@ class Standing:
     has: int = 0
     drained: int = 0
     failed: str | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 class Follower:
@@ -68,6 +70,7 @@ class Follower:
     Args:
         take: makes the replica's own what was published; what it raises is reported, and it is tried again.
         drain: returns when all requests are over that began before it was called.
+        left_out: the adapters that the replica cannot load, by task, with the reason of each.
     """
 
     def __init__(
@@ -76,8 +79,9 @@ class Follower:
         kind: Kind,
         take: Callable[[Published], Awaitable[None]],
         drain: Callable[[], Awaitable[None]] | None = None,
+        left_out: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
-        self._pool, self._take, self._drain = pool, take, drain
+        self._pool, self._take, self._drain, self._left_out = pool, take, drain, left_out
         self._standing = Standing(serve.get_replica_context().replica_id.unique_id, kind)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -116,7 +120,7 @@ class Follower:
             logger.warning("the pool's version %d cannot be taken over: %s", published.version, problem)
             self._standing = replace(self._standing, failed=problem)
         else:
-            self._standing = replace(self._standing, has=published.version)
+            self._standing = replace(self._standing, has=published.version, left_out=dict(self._left_out()))
             self._spawn(self._say_when_drained(published.version))
         finally:
             signs.cancel()

@@ -6,7 +6,8 @@ what the methods call has to stand above the class, or in another module.
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
@@ -58,6 +59,7 @@ from serve.protocol import (
 from serve.streaming import EventStream, Merged
 
 READY_SECONDS = 8
+POOL_SECONDS = 2
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": description}
     for status, description in {
@@ -139,6 +141,7 @@ class Gateway:
         limit_by(settings)
         self._pool = pool
         self._published = Published(loaded=self._roster, shown=self._roster)
+        self._left_out: Mapping[str, str] = {}
         self._follower = Follower(pool, "gateway", self._take_adapters, those_of_before_are_over)
         await self._follower.start()
 
@@ -320,7 +323,10 @@ class Gateway:
     @api.get("/v1/adapters", response_model=AdapterList, responses={401: ERRORS[401]})
     async def adapters(self) -> AdapterList:
         """The pool: every adapter, also one that comes in or goes."""
-        return await asyncio.to_thread(listed, self._published)
+        # While the pool is away, what it said last.
+        with suppress(Exception):
+            self._left_out = await asyncio.wait_for(awaited(self._pool.left_out.remote()), POOL_SECONDS)
+        return await asyncio.to_thread(listed, self._published, self._left_out)
 
     @api.post("/v1/adapters", response_model=ListedAdapter, status_code=201, responses=POOL_ERRORS)
     async def add_adapter(self, request: AdapterRequest) -> ListedAdapter:

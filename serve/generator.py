@@ -62,6 +62,7 @@ class Generator:
             torch.set_num_threads(len(os.sched_getaffinity(0)))
         self._settings = settings
         self._roster = stored_adapters(settings)
+        self._left_out: dict[str, str] = {}
         gpus = settings.serving.generator.gpus
         self._engine = load_engine(
             settings,
@@ -69,7 +70,7 @@ class Generator:
             niceness=NICENESS if on_cpu else 0,
             gpu_share=gpus if 0 < gpus < 1 else 1.0,
             prepared_share=PREPARED_SHARE,
-            leave_out=_log_left_out,
+            leave_out=self._leave_out,
         )
         self._engine.warm_up()
         pages = self._engine.pool.pages
@@ -83,7 +84,7 @@ class Generator:
             pages.ranks,
         )
         self._metrics = GenerationMetrics(self._engine, settings.generation.rows)
-        self._follower = Follower(pool, "generator", self._take_adapters)
+        self._follower = Follower(pool, "generator", self._take_adapters, left_out=lambda: self._left_out)
         await self._follower.start()
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
@@ -164,10 +165,18 @@ class Generator:
                 except AdapterError as error:
                     if task not in published.shown.adapters:
                         raise
-                    _log_left_out(error)
+                    self._leave_out(task, error)
+                else:
+                    self._left_out.pop(task, None)
         self._roster = published.loaded
-        for task in [task for task in self._engine.pool if task not in wanted]:
+        self._left_out = {task: reason for task, reason in self._left_out.items() if task in wanted}
+        # Weights of before must not answer in the place of those that cannot be loaded.
+        for task in [task for task in self._engine.pool if task not in wanted or task in self._left_out]:
             self._engine.pool.remove(task)
+
+    def _leave_out(self, task: str, error: AdapterError) -> None:
+        self._left_out[task] = sentence(error)
+        logger.error("an adapter is left out: %s", sentence(error))
 
     def _load_adapter(self, adapter: StoredAdapter) -> None:
         from lorafleet.composition import load_adapter
@@ -247,10 +256,6 @@ async def generate(
         for future in futures:
             future.cancel()
         raise
-
-
-def _log_left_out(error: AdapterError) -> None:
-    logger.error("an adapter is left out: %s", sentence(error))
 
 
 def within_reach(weights: Mapping[str, float], loaded: Container[str]) -> Mapping[str, float]:

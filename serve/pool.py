@@ -9,7 +9,7 @@ generators drop it, and rows and folder are deleted.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -86,6 +86,10 @@ class Pool:
     async def note(self, standing: Standing) -> None:
         """A sign of life."""
         self._standings.note(standing)
+
+    async def left_out(self) -> Mapping[str, str]:
+        """The adapters of the pool that a generator cannot load, by task, with the reason of one."""
+        return self._standings.left_out
 
     async def add(self, newcomer: AdapterRequest) -> StoredAdapter:
         """Take an adapter in; it is there for every request when this returns.

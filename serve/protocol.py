@@ -554,7 +554,7 @@ class ErrorResponse(BaseModel):
 AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=96)]
 Location = Annotated[str, Field(min_length=1, max_length=4096)]
 Row = Annotated[str | dict[str, Any], by_shape(lambda row: isinstance(row, dict), str, dict[str, Any])]
-AdapterState = Literal["ready", "loading", "removing"]
+AdapterState = Literal["ready", "loading", "removing", "failed"]
 
 
 class AdapterRequest(Body):
@@ -585,7 +585,10 @@ class AdapterRequest(Body):
 
 
 class ListedAdapter(BaseModel):
-    """An adapter of the pool: `modules` are the kinds of layers it changes, `card` how it was trained."""
+    """An adapter of the pool: `modules` are the kinds of layers it changes, `card` how it was trained.
+
+    One whose state is `failed` cannot be loaded, and `error` says why.
+    """
 
     name: str
     object: Literal["adapter"] = "adapter"
@@ -599,6 +602,7 @@ class ListedAdapter(BaseModel):
     created: int
     origin: Literal["trained", "added"]
     state: AdapterState
+    error: str | None
     card: dict[str, Any] | None
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from serve.follower import POLL_SECONDS, Kind, Standing
@@ -36,6 +36,11 @@ class Standings:
     def note(self, standing: Standing) -> None:
         """Hear a replica."""
         self._heard[standing.who] = _Heard(standing, time.monotonic())
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """The adapters that a living generator cannot load, by task, with the reason of one."""
+        return {task: reason for standing in self._living() for task, reason in standing.left_out.items()}
 
     async def everyone(
         self, kinds: Collection[Kind], reached: Callable[[Standing], bool], version: int, seconds: float

@@ -31,7 +31,7 @@ function card(adapter) {
 }
 
 function more(adapter) {
-  const known = { base: adapter.base, created: date(adapter.created), modules: adapter.modules, ...adapter.card };
+  const known = { error: adapter.error, base: adapter.base, created: date(adapter.created), modules: adapter.modules, ...adapter.card };
   const said = ["name", "task", "family", "rows"];
   const rows = Object.entries(known)
     .filter(([name, value]) => value != null && !said.includes(name))

@@ -22,9 +22,10 @@ from lorafleet.evaluation.arrow import ArrowModel
 from lorafleet.fleet import load_engine
 from lorafleet.models import fingerprint
 from lorafleet.training.cards import AdapterCard, read_card
-from serve.follower import Published
+from serve.follower import Published, Standing
 from serve.generator import Generator, generate, within_reach
 from serve.listing import listed
+from serve.standings import Standings
 
 CARD = {
     "name": "odd",
@@ -59,7 +60,7 @@ def shown(folder: Path) -> bytes:
     """The list of a pool that has this adapter, as the endpoint sends it."""
     adapter = stored_adapter(folder)
     roster = Roster([adapter])
-    return bytes(JSONResponse(listed(Published(1, roster, roster)).model_dump()).body)
+    return bytes(JSONResponse(listed(Published(1, roster, roster), {}).model_dump()).body)
 
 
 def test_every_field_of_a_card_is_tried():
@@ -170,12 +171,11 @@ def generator(settings):
     def make() -> Generator:
         generator = object.__new__(Generator.func_or_class)
         generator._roster = stored_adapters(settings)
-        generator._engine = load_engine(settings, generator._roster, leave_out=lambda error: left.append(str(error)))
+        generator._left_out = {}
+        generator._engine = load_engine(settings, generator._roster, leave_out=generator._leave_out)
         made.append(generator._engine)
         return generator
 
-    left: list[str] = []
-    make.left = left
     yield make
     for engine in made:
         engine.close()
@@ -191,9 +191,10 @@ def test_adapters_that_cannot_be_loaded_do_not_stop_the_others(settings, generat
     cut(settings.adapters / "cut")
     with pytest.raises(AdapterError):
         load_engine(settings, stored_adapters(settings))
-    engine = generator()._engine
+    live = generator()
+    engine = live._engine
     assert set(engine.pool) == {"good"}
-    assert sorted(message.split()[1] for message in generator.left) == ["cut:", "hot:"]
+    assert {task: reason.split()[1] for task, reason in live._left_out.items()} == {"cut": "cut:", "hot": "hot:"}
     assert text(engine, "good") is not None
     assert within_reach({"hot": 0.5, "good": 0.5}, engine.pool) == {"good": 1.0}
 
@@ -209,6 +210,33 @@ def test_one_that_comes_in_is_refused_and_one_of_the_pool_is_left_out(settings, 
         asyncio.run(live._take_adapters(Published(3, coming, coming)))
     assert "an adapter is left out: adapter hot" in caplog.text
     assert set(live._engine.pool) == {"good"}
+    assert "float32 ends at" in live._left_out["hot"]
+    asyncio.run(live._take_adapters(Published(4, before, before)))
+    assert not live._left_out
+
+
+def test_weights_of_before_do_not_answer_for_those_that_cannot_be_loaded(settings, generator):
+    live = generator()
+    cut(settings.adapters / "good")
+    changed = stored_adapters(settings)
+    asyncio.run(live._take_adapters(Published(2, changed, changed)))
+    assert "good" not in live._engine.pool and set(live._left_out) == {"good"}
+    save_adapter(settings.adapters / "good", seed=1)
+    restored = stored_adapters(settings)
+    asyncio.run(live._take_adapters(Published(3, restored, restored)))
+    assert "good" in live._engine.pool and not live._left_out
+
+
+def test_an_adapter_that_a_generator_leaves_out_is_listed_as_failed_with_the_reason(settings, generator):
+    cut(settings.adapters / "cut")
+    live = generator()
+    standings = Standings()
+    standings.note(Standing("one", "generator", 1, 1, left_out=dict(live._left_out)))
+    standings.note(Standing("two", "gateway", 1, 1))
+    published = Published(1, live._roster, live._roster)
+    cut_one, good = listed(published, standings.left_out).data
+    assert (cut_one.name, cut_one.state, good.state, good.error) == ("cut", "failed", "ready", None)
+    assert cut_one.error is not None and cut_one.error.startswith("adapter cut: cannot read")
 
 
 @pytest.mark.parametrize(
