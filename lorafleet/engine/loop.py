@@ -86,11 +86,8 @@ class Loop:
         Returns:
             Whether there was anything to compute. If not, every request waits for adapters that are being prepared.
         """
+        self._drop_cancelled()
         self._queue_prepared()
-        for rows in (self._prefilling, self._decoding):
-            for sequence in [sequence for sequence in rows if sequence.future.cancelled()]:
-                rows.remove(sequence)
-                self._let_go(sequence)
         self._begin()
         rows, pieces, scorings = list(self._decoding), self._next_pieces(), self._held_scorings()
         # All is under way before anything is waited for: a GPU computes the step while the pass over prompts, which is many
@@ -112,9 +109,18 @@ class Loop:
         self._waiting.clear()
         self._scoring.clear()
 
+    def _drop_cancelled(self) -> None:
+        """Let go of cancelled requests, wherever they are: queues would fill up with them while all rows are busy."""
+        queues: tuple[Any, ...] = (self._prefilling, self._decoding, self._preparing, self._waiting, self._scoring)
+        for queue in queues:
+            # A copy: requests are queued from other threads.
+            for item in [one for one in list(queue) if one.future.cancelled()]:
+                queue.remove(item)
+                self._let_go(item)
+
     def _queue_prepared(self) -> None:
         """Put requests back at the head of their queue once their adapters are prepared."""
-        for item in [one for one in reversed(self._preparing) if one.future.cancelled() or _ready(one)]:
+        for item in [one for one in reversed(self._preparing) if _ready(one)]:
             self._preparing.remove(item)
             if isinstance(item, Sequence):
                 self._waiting.appendleft(item)
@@ -126,9 +132,7 @@ class Loop:
         while self._waiting and self.running < self._rows:
             sequence = self._waiting.popleft()
             recipe = sequence.recipe
-            if sequence.future.cancelled():
-                self._let_go(sequence)
-            elif not sequence.lease and recipe.prepared and (passed_over or self._pool.prepares_too_much(recipe)):
+            if not sequence.lease and recipe.prepared and (passed_over or self._pool.prepares_too_much(recipe)):
                 # It waits for rows with prepared adapters alone, so rows without go first.
                 passed_over.append(sequence)
             else:
@@ -191,9 +195,6 @@ class Loop:
         while self._scoring:
             scoring = self._scoring.popleft()
             tokens = len(scoring.tokens)
-            if scoring.future.cancelled():
-                self._let_go(scoring)
-                continue
             fits = tokens <= self._left or (alone and not held)
             outcome = self._hold(scoring, tokens) if fits else _Held.NO_ROOM
             if outcome is _Held.NO_ROOM:

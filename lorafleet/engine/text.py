@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 HALF = "\N{REPLACEMENT CHARACTER}"
 MOST_HALVES = 3
 """An unfinished character has at most so many bytes, and a tokenizer writes one mark for all of them, or one for each."""
+LONGEST_RUN = 64
+"""Tokens without an end of a character that is certain: models may write the mark itself, over and over."""
 
 
 class TextStream:
@@ -70,10 +72,22 @@ class TextStream:
         news = now[self._known : len(now) - halves]
         if halves:
             self._known = max(self._known, len(now) - halves)
+            if (len(self._tokens) - self._read) % LONGEST_RUN == 0:
+                self._shorten(now)
         else:
             self._anchor, self._read = self._read, len(self._tokens)
             self._known = len(self._decode(self._tokens[self._anchor :]))
         return news
+
+    def _shorten(self, now: str) -> None:
+        """Decode a long run of marks no more from its beginning: only its last tokens may be an unfinished character."""
+        cut = len(self._tokens) - MOST_HALVES - 1
+        behind = self._decode(self._tokens[cut:])
+        before = len(now) - len(behind)
+        # Not within a character, which both sides together would finish.
+        if behind and before <= self._known and self._decode(self._tokens[self._anchor : cut]) + behind == now:
+            self._anchor = self._read = cut
+            self._known -= before
 
     def _feed_marked(self, start: int, news: str, special: str) -> int | None:
         """Where the text is cut by a stop text that names special tokens."""

@@ -329,3 +329,18 @@ def test_a_fault_of_a_step_fails_its_requests_and_no_others(make_engine, monkeyp
             with pytest.raises(ZeroDivisionError):
                 future.result(timeout=PATIENCE)
     assert all(answer.tokens for answer in engine.generate(asked))
+
+
+def test_the_queue_does_not_fill_up_with_cancelled_requests_while_the_rows_are_busy(make_engine):
+    engine = make_engine(adapters=adapters(), rows=1, waiting=4)
+    blocking = engine.submit(GenerationRequest("a", max_tokens=900))
+    pruned = Composition("magnitude_prune", {"one": 0.6, "two": 0.4}, 0.5)
+    for number in range(200):
+        if number % 2:
+            engine.submit(GenerationRequest("b" * 30, pruned, max_tokens=2)).cancel()
+        else:
+            engine.submit_score(ScoreRequest("b" * 30, ("c",), pruned)).cancel()
+    loop = engine._loop
+    wait_until(lambda: not (loop._waiting or loop._scoring or loop._preparing))
+    assert not blocking.done() and engine.running == 1
+    blocking.cancel()

@@ -79,12 +79,28 @@ def test_text_goes_out_as_soon_as_it_is_whole(text):
 
 
 @settings(max_examples=150, deadline=None)
-@given(tokens=st.lists(st.integers(0, 258), max_size=30), number=st.integers(0, 1))
-def test_pieces_are_the_text_of_any_tokens(tokens, number):
+@given(tokens=st.lists(st.integers(0, 258), max_size=30), number=st.integers(0, 1), times=st.integers(1, 20))
+def test_pieces_are_the_text_of_any_tokens(tokens, number, times):
     """What a model gives need not be UTF-8."""
     tokenizer = (SMOLLM2, tiny_tokenizer())[number]
+    tokens = tokens * times
     pieces, _ = streamed(tokenizer, tokens)
     assert "".join(pieces) == whole(tokenizer, tokens)
+
+
+@pytest.mark.parametrize("text", [HALF, f"a{HALF}", f"{HALF}京{HALF}"])
+def test_marks_of_unfinished_characters_cost_no_more_the_more_of_them_there_are(text, monkeypatch):
+    decoded = []
+    decode = TextStream._decode
+    monkeypatch.setattr(TextStream, "_decode", lambda self, tokens: decoded.append(len(tokens)) or decode(self, tokens))
+    costs = []
+    for times in (250, 500):
+        decoded.clear()
+        tokens = SMOLLM2(text * times, add_special_tokens=False)["input_ids"]
+        pieces, _ = streamed(SMOLLM2, tokens)
+        assert "".join(pieces) == whole(SMOLLM2, tokens) == text * times
+        costs.append(sum(decoded))
+    assert costs[1] < 2.5 * costs[0]
 
 
 @settings(max_examples=200, deadline=None)
