@@ -121,7 +121,7 @@ def _read(row: object, path: Path) -> StoredKey:
     if key.role not in get_args(Role):
         raise _damaged(path, f"the role of {key.name!r} is {key.role!r}")
     try:
-        bytes.fromhex(key.salt + key.digest)
+        bytes.fromhex(key.salt), bytes.fromhex(key.digest)
     except (TypeError, ValueError):
         raise _damaged(path, f"salt or digest of {key.name!r} is not hexadecimal") from None
     return key

@@ -100,12 +100,13 @@ class Generator:
         return Load(self._engine.running, self._engine.waiting)
 
     async def text_of(self, tokens: tuple[int, ...]) -> str:
-        """A prompt of token ids as text, for retrieval.
+        """A prompt of token ids as text, for retrieval, which reads the beginning of a text alone.
 
         Raises:
             RequestError: the model has no such token.
         """
-        return await asyncio.to_thread(self._text_of, tokens)
+        # A token may have a hundred characters: the text of all would be far larger than the request.
+        return await asyncio.to_thread(self._text_of, tokens[: self._settings.generation.max_prompt_tokens])
 
     async def complete(self, order: Order, weighed: Weighed | None = None) -> Completed:
         """Continue one prompt `n` times.

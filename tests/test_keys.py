@@ -41,7 +41,9 @@ def test_names_are_unique_and_known(tmp_path):
     assert file.read_bytes() == before
 
 
-@pytest.mark.parametrize("change", [{"role": "root"}, {"salt": "zz"}, {"digest": 7}, {"more": 1}, None])
+@pytest.mark.parametrize(
+    "change", [{"role": "root"}, {"salt": "zz"}, {"salt": "abc", "digest": "d"}, {"digest": 7}, {"more": 1}, None]
+)
 def test_a_damaged_file_is_refused_whole(tmp_path, change):
     file = tmp_path / "keys.json"
     add_key(file, "ci", "use")

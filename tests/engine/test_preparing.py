@@ -1,5 +1,6 @@
 """Requests whose adapters are still being prepared: the others go on, and whoever leaves leaves nothing behind."""
 
+import random
 import threading
 import time
 
@@ -88,3 +89,43 @@ def test_a_cancelled_request_ends_its_preparation(engine, gate):
     assert engine.waiting == 0
     gate.set()
     assert len(engine.submit(asked(PRUNED)).result(PATIENCE).tokens) == 5
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_of_many_requests_at_odds_for_few_pages_all_are_answered_as_alone(make_engine, seed):
+    """Every method, adapters that are replaced, requests that leave at any moment; the fixture asks that nothing is held."""
+    draws = random.Random(seed)
+    model = build("llama", eos_token_id=NEVER)
+    adapters = {name: random_adapter(model, name, seed=number) for number, name in enumerate("abcdef")}
+    small = {"rows": 3, "pages": 7, "page_rank": 4, "prepared_share": 1 / 3, "prefill_tokens": 16, "longest": 64}
+    engine = make_engine(model, adapters.values(), waiting=1000, **small)
+    asked, futures = [], []
+    for _ in range(150):
+        weights = {name: draws.choice([1.0, 0.5, -0.4]) for name in draws.sample("abcdef", draws.randint(0, 4))}
+        composition = Composition(draws.choice(list(METHODS)), weights, draws.choice([0.2, 0.3, 0.5, 0.7]))
+        word = "ab c"[: draws.randint(1, 4)] * draws.randint(1, 7)
+        if draws.random() < 0.8:
+            asked.append(GenerationRequest(word, composition, max_tokens=draws.randint(1, 12)))
+            futures.append(engine.submit(asked[-1]))
+        else:
+            asked.append(ScoreRequest(word, ("yes", "no way"), composition))
+            futures.append(engine.submit_score(asked[-1]))
+        if draws.random() < 0.4:
+            draws.choice(futures).cancel()
+        if draws.random() < 0.1:
+            time.sleep(draws.random() * 0.02)
+        if draws.random() < 0.05:
+            name = draws.choice("abcdef")
+            engine.pool.remove(name)
+            engine.pool.add(adapters[name])
+    both = zip(asked, futures, strict=True)
+    left = [(request, future.result(PATIENCE)) for request, future in both if not future.cancelled()]
+    assert len(left) > 75
+    # Afterwards: DARE draws from the random numbers of the process.
+    alone = make_engine(build("llama", eos_token_id=NEVER), adapters.values(), rows=1, pages=64, page_rank=4, longest=64)
+    for request, answer in left:
+        if isinstance(request, GenerationRequest):
+            assert answer.tokens == alone.generate([request])[0].tokens
+        else:
+            expected = [one.total for one in alone.score([request])[0]]
+            assert [one.total for one in answer] == pytest.approx(expected, abs=1e-3)
