@@ -25,7 +25,7 @@ Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]
 
 
 def scrape() -> Samples:
-    """Every sample of our replicas by name and labels, from the exporter of this node; other tests' engines have no replica."""
+    """Every sample of our replicas by name and labels, from this node's exporter; other tests' engines have no replica."""
     (node,) = ray.nodes()
     text = httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics").text
     samples: Samples = defaultdict(dict)
