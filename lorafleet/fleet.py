@@ -141,6 +141,9 @@ class Fleet:
         Args:
             weights: of each prompt; found by retrieval where absent.
             stop: as in `GenerationRequest`.
+
+        Returns:
+            An answer for each prompt; one whose adapters overflow has an `error` in the place of a text.
         """
         weights = weights or [found for _, found in self.look_up(prompts)]
         limit, stops = max_tokens or self.settings.generation.max_tokens, tuple(stop)

@@ -81,6 +81,7 @@ def _ask_here(settings: Settings, prompt: str, model: str, method: str | None, m
         composition = fleet.composition({} if model == "base" else {model: 1.0}, method)
     limit = max_tokens or settings.generation.max_tokens
     (answer,) = fleet.engine.generate([GenerationRequest(prompt, composition, max_tokens=limit, stop=("\n",))])
+    answer.checked()
     return {
         "answer": answer.text.strip(),
         "composition": {"method": composition.method, "weights": dict(composition.weights), "density": composition.density},

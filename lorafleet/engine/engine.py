@@ -24,7 +24,7 @@ from lorafleet.engine.sequence import OnPiece, Scoring
 from lorafleet.engine.sequence import Sequence as Row
 from lorafleet.engine.slotted_cache import SlottedCache
 from lorafleet.engine.text import TextStream
-from lorafleet.errors import EngineFull, RequestError
+from lorafleet.errors import CompositionError, EngineFull, LoRAFleetError, ModelError, RequestError
 from lorafleet.prompts import cut_middle, declared_stops, encode_answer, encode_ends, end_tokens
 
 if TYPE_CHECKING:
@@ -219,10 +219,12 @@ class Engine:
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         """Continue prompts, each under its own composition; the answers come in the order of the requests.
 
+        A row whose adapters overflow has its error in the answer, and the others are whole.
+
         Raises:
             RequestError, UnknownAdapter, CompositionError: a request cannot be taken; the others are cancelled.
         """
-        return _all([partial(self.submit, request, patient=True) for request in requests])
+        return _all([partial(self.submit, request, patient=True) for request in requests], failed=_not_computed)
 
     def score(self, requests: Sequence[ScoreRequest], note: Note | None = None) -> list[list[OptionScore]]:
         """The log-likelihood of every option of every request; a prompt is computed once for all its options.
@@ -361,15 +363,32 @@ def _for_device(
     return cache, DecodeGraphs(model, composed, cache, rows, shared), prompt_graphs
 
 
-def _all(submits: Sequence[Callable[[], "Future[Answer]"]], note: Note | None = None) -> list[Answer]:
-    """Submit everything and wait for it; what goes wrong with one cancels the others."""
+def _not_computed(error: LoRAFleetError) -> Generation:
+    return Generation("", (), "error", 0, 0.0, 0.0, error=error)
+
+
+def _all(
+    submits: Sequence[Callable[[], "Future[Answer]"]],
+    note: Note | None = None,
+    failed: Callable[[LoRAFleetError], Answer] | None = None,
+) -> list[Answer]:
+    """Submit everything and wait for it; what goes wrong with one cancels the others.
+
+    Args:
+        failed: the answer of a row that overflows; without it, the error is raised.
+    """
     futures: list[Future[Answer]] = []
     answers: list[Answer] = []
     try:
         for submit in submits:
             futures.append(submit())
         for future in futures:
-            answers.append(future.result())
+            try:
+                answers.append(future.result())
+            except (CompositionError, ModelError) as error:
+                if failed is None:
+                    raise
+                answers.append(failed(error))
             if note is not None:
                 note(1)
     except BaseException:

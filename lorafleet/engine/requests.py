@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lorafleet.composition import BASE, Composition
-from lorafleet.errors import RequestError
+from lorafleet.errors import LoRAFleetError, RequestError
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "error"]
 MOST_LIKELIEST = 20
 MOST_STOP_CHARACTERS = 1000
 """Of one stop text."""
@@ -107,6 +107,7 @@ class Generation:
         seconds_waiting: from the request to the first computation for it.
         seconds_to_first_token: from there to the first token.
         prompt: what was asked to be told of it.
+        error: why a row of a batch could not be computed: its adapters overflow. It has no text then.
     """
 
     text: str
@@ -116,6 +117,17 @@ class Generation:
     seconds_waiting: float
     seconds_to_first_token: float
     prompt: ToldPrompt | None = None
+    error: LoRAFleetError | None = None
+
+    def checked(self) -> "Generation":
+        """The same.
+
+        Raises:
+            CompositionError, ModelError: it could not be computed.
+        """
+        if self.error is not None:
+            raise self.error
+        return self
 
     @property
     def tokens(self) -> tuple[int, ...]:

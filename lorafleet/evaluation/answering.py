@@ -37,6 +37,6 @@ def by_engine(bench: Bench, rows: Rows, compositions: Sequence[Composition]) -> 
     else:
         limit = bench.settings.evaluation.answer_tokens
         prompts = [GenerationRequest(e.prompt, c, limit, stop=("\n",)) for e, c in zip(examples, composed, strict=True)]
-        found = [Answer(c, text=g.text) for c, g in zip(composed, bench.engine.generate(prompts), strict=True)]
+        found = [Answer(c, text=g.checked().text) for c, g in zip(composed, bench.engine.generate(prompts), strict=True)]
     answers = dict(zip(order, found, strict=True))
     return [answers[place] for place in range(len(order))]

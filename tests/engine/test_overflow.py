@@ -47,6 +47,11 @@ def test_a_row_that_overflows_fails_alone(engine, method):
         CompositionError, match=r"weights of huge, one overflow in \w+\. Give smaller weights, or compute in"
     ):
         doomed.result()
+    by_call = engine.generate([GenerationRequest("abc", huge, max_tokens=6), *asked])
+    assert [one.tokens for one in by_call[1:]] == [one.tokens for one in alone]
+    assert by_call[0].finish_reason == "error" and by_call[0].text == ""
+    with pytest.raises(CompositionError, match="weights of huge, one overflow"):
+        by_call[0].checked()
 
 
 def test_scores_and_told_prompts_that_overflow_fail_alone(engine):
