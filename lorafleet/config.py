@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from lorafleet.errors import SettingsError
 from lorafleet.paths import MODEL, with_absolute_paths, working_directory
@@ -379,8 +379,7 @@ def load_settings(
     Raises:
         SettingsError: the file is missing, it or an override is not YAML, a key is unknown, or a value is not allowed.
     """
-    if path is not None and not path.is_file():
-        raise SettingsError(f"no settings file at {path}", "Give an existing file with --config, or none for the defaults")
+    in_file = {} if path is None else _read_file(path)
 
     class FromFile(Settings):
         @classmethod
@@ -392,18 +391,48 @@ def load_settings(
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=path)
+            return init_settings, env_settings, InitSettingsSource(settings_cls, in_file)
 
     values = _merge(_parse_overrides(overrides), sections)
     try:
         read = FromFile(**values)
     except ValidationError as error:
         raise SettingsError(*_explain(error)) from None
+    except ValueError as error:
+        raise SettingsError(f"the settings cannot be read: {' '.join(str(error).split())}") from None
+    return Settings.model_construct(**dict(with_absolute_paths(read, relative_to or working_directory())))
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse a YAML document.
+
+    Raises:
+        ValueError: it is not YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    # For dates, numbers, tags and nesting that it cannot convert, PyYAML raises Python's own errors, of any kind.
+    except Exception as error:
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    problem = f"{path} is not a YAML mapping of settings"
+    try:
+        if not path.is_file():
+            raise SettingsError(
+                f"no settings file at {path}", "Give an existing file with --config, or none for the defaults"
+            )
+        found = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"the settings file {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise SettingsError(f"{path} is not a YAML mapping of settings: {' '.join(str(error).split())}") from None
-    return Settings.model_construct(**dict(with_absolute_paths(read, relative_to or working_directory())))
+    except ValueError as error:
+        raise SettingsError(f"{problem}: {error}") from None
+    if found is None:
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise SettingsError(problem, "Write section names with their settings: {training: {rank: 8}}")
+    return found
 
 
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -413,8 +442,8 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         if not equals or not dotted:
             raise SettingsError(f"cannot read the override '{override}'", "Write it as section.key=value")
         try:
-            value: Any = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError):
+            value = parse_yaml(text)
+        except ValueError:
             raise SettingsError(
                 f"cannot read the override '{override}': its value is not YAML",
                 f"Quote what is meant as text: --set \"{dotted}='...'\"",

@@ -57,6 +57,32 @@ def test_faults_of_files(tmp_path):
         load_settings(tmp_path / "broken.yaml")
 
 
+@pytest.mark.parametrize("value", ["[" * 3000, "!!int ''", "!!bool ''", "!!timestamp then", "2024-99-99"])
+def test_values_that_yaml_cannot_convert_are_settings_errors_everywhere(value, tmp_path):
+    """PyYAML raises RecursionError, IndexError, KeyError, AttributeError and ValueError for these."""
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"training: {{rank: {value}}}\n")
+    with pytest.raises(SettingsError, match=r"settings\.yaml is not a YAML mapping of settings: \S"):
+        load_settings(file)
+    with pytest.raises(SettingsError, match=r"cannot read the override 'training\.rank=.*: its value is not YAML"):
+        load_settings(overrides=[f"training.rank={value}"])
+
+
+def test_sections_of_a_file_have_names(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("1: {rank: 8}\n")
+    with pytest.raises(SettingsError, match=r"settings\.yaml is not a YAML mapping of settings\. Write section names"):
+        load_settings(file)
+    file.write_text("# nothing set\n")
+    assert load_settings(file).training.rank == load_settings().training.rank
+
+
+def test_an_environment_variable_that_is_not_json_is_named(monkeypatch):
+    monkeypatch.setenv("LORAFLEET_TRAINING", "{rank")
+    with pytest.raises(SettingsError, match=r'the settings cannot be read: .*"training"'):
+        load_settings()
+
+
 def test_the_methods_of_the_settings_are_those_there_are():
     assert set(get_args(MethodName)) == set(METHODS)
 

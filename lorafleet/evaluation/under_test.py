@@ -8,11 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import yaml
 from pydantic import ValidationError
 
 from lorafleet.composition import BASE, Composition
-from lorafleet.config import Composing, Evaluation, Section, Settings, Weighing
+from lorafleet.config import Composing, Evaluation, Section, Settings, Weighing, parse_yaml
 from lorafleet.errors import SettingsError, closest
 from lorafleet.evaluation.answering import Answer, by_engine
 from lorafleet.evaluation.averaging import averaged
@@ -113,9 +112,8 @@ def variant(name: str) -> Variant:
         if not equals or knob not in KNOBS:
             raise SettingsError(f"method {name}: cannot change {change!r}", f"Write name=value; known: {', '.join(KNOBS)}")
         try:
-            found[knob] = yaml.safe_load(value)
-        # As in a task file, PyYAML raises Python's own errors too.
-        except Exception:
+            found[knob] = parse_yaml(value)
+        except ValueError:
             raise SettingsError(f"method {name}: {knob} is {value!r}", "Write a number, a name or true") from None
     return Variant(name, UNDER_TEST[plain], found)
 

@@ -3,10 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
-from lorafleet.config import Tasks
+from lorafleet.config import Tasks, parse_yaml
 from lorafleet.errors import TaskError, closest
 from lorafleet.tasks.task import Task
 
@@ -57,12 +56,11 @@ def load_catalogue(settings: Tasks) -> Catalogue:
 def read_declarations(path: Path) -> list[Task]:
     """The tasks that a YAML file declares; its `files` are relative to it."""
     try:
-        declared = yaml.safe_load(path.read_text(encoding="utf-8"))
+        declared = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise TaskError(f"cannot read the task file {path}: {error.strerror}") from None
-    # For dates, numbers and tags that it cannot make values of, PyYAML raises Python's own errors, of any kind.
-    except Exception as error:
-        raise TaskError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise TaskError(f"{path} is not YAML: {error}") from None
     if not isinstance(declared, dict) or not all(isinstance(body, dict) for body in declared.values()):
         raise TaskError(f"{path} is not a mapping of task names to tasks")
     tasks = []
