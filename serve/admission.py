@@ -29,7 +29,7 @@ from lorafleet.tasks.values import BadRowError, scalar
 from lorafleet.training.cards import CARD, read_card
 from serve.choosing import AUTO, BASE
 from serve.errors import SERVER_ERROR, ApiError, sentence
-from serve.protocol import AdapterRequest
+from serve.protocol.requests import AdapterRequest
 
 if TYPE_CHECKING:
     from lorafleet.composition.groups import LayerGroup

@@ -10,16 +10,15 @@ from pydantic import BaseModel
 
 from lorafleet.engine.text import HALF
 from serve.messages import Begun, Completed, Ended, Token
-from serve.protocol import (
+from serve.protocol.requests import ChatCompletionRequest, CompletionRequest
+from serve.protocol.responses import (
     AnswerMessage,
     AppliedComposition,
     ChatChoice,
-    ChatCompletionRequest,
     ChatCompletionResponse,
     ChatLogprobs,
     CompletionChoice,
     CompletionLogprobs,
-    CompletionRequest,
     CompletionResponse,
     RoutedNeighbour,
     Timings,

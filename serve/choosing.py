@@ -8,7 +8,7 @@ from lorafleet.errors import UnknownAdapter, closest
 from lorafleet.weighing import MOST_PROTOTYPES, WEIGHERS, settings_of
 from serve.errors import ApiError
 from serve.json_body import MAX_NAME
-from serve.protocol import CompositionRequest, Retrieval, shown
+from serve.protocol.requests import CompositionRequest, Retrieval, shown
 
 AUTO = "auto"
 BASE = "base"

@@ -6,15 +6,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from serve.answers import applied, chat_logprobs, completion_logprobs, new_id, timings, usage
 from serve.messages import Begun, Ended, News
-from serve.protocol import (
-    ChatChunkChoice,
-    ChatCompletionChunk,
-    ChatCompletionRequest,
-    CompletionChunk,
-    CompletionChunkChoice,
-    CompletionRequest,
-    Delta,
-)
+from serve.protocol.requests import ChatCompletionRequest, CompletionRequest
+from serve.protocol.responses import ChatChunkChoice, ChatCompletionChunk, CompletionChunk, CompletionChunkChoice, Delta
 
 Choice = TypeVar("Choice", CompletionChunkChoice, ChatChunkChoice)
 Chunk = CompletionChunk | ChatCompletionChunk

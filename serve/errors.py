@@ -155,7 +155,7 @@ def answer_errors(api: FastAPI) -> None:
 
 def validation_error(faults: Sequence[Mapping[str, Any]]) -> ApiError:
     """400 for the first field that pydantic found fault with."""
-    # The models of requests have no plain unions (protocol.by_shape), so that a path holds names and places alone.
+    # The models of requests have no plain unions (requests.by_shape), so that a path holds names and places alone.
     first = faults[0]
     field = ".".join(str(part) for part in first["loc"][1:]) or None
     if field is None:

@@ -36,15 +36,13 @@ from serve.listing import listed, listed_adapter
 from serve.messages import Completed, Found, Order, Sampling, Weighed
 from serve.metrics import RequestMetrics
 from serve.page_routes import router
-from serve.protocol import (
+from serve.protocol.requests import AdapterRequest, ChatCompletionRequest, CompletionRequest, RouteRequest
+from serve.protocol.responses import (
     AdapterList,
     AdapterRemoved,
-    AdapterRequest,
     ChatCompletionChunk,
-    ChatCompletionRequest,
     ChatCompletionResponse,
     CompletionChunk,
-    CompletionRequest,
     CompletionResponse,
     ErrorResponse,
     Health,
@@ -52,7 +50,6 @@ from serve.protocol import (
     ModelCard,
     ModelList,
     RoutedNeighbour,
-    RouteRequest,
     RouteResponse,
     RouteTimings,
 )

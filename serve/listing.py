@@ -6,7 +6,7 @@ from dataclasses import asdict
 from lorafleet.adapters import AdapterShape, StoredAdapter, adapter_shape
 from lorafleet.errors import AdapterError
 from serve.follower import Published
-from serve.protocol import AdapterList, AdapterState, ListedAdapter
+from serve.protocol.responses import AdapterList, AdapterState, ListedAdapter
 
 UNREADABLE = AdapterShape(0, 0.0, (), "")
 

@@ -37,7 +37,7 @@ from serve.admission import (
 from serve.errors import AWAY_RETRY_SECONDS, SERVER_ERROR, ApiError, sentence
 from serve.follower import POLL_SECONDS, Published, Standing
 from serve.journal import Change, Journal
-from serve.protocol import AdapterRequest
+from serve.protocol.requests import AdapterRequest
 from serve.standings import ReplicaFailed, ReplicaLate, Standings
 
 logger = logging.getLogger("ray.serve")

@@ -16,7 +16,7 @@ from serve.chunks import Chunks
 from serve.deadline import Deadline
 from serve.errors import as_api_error
 from serve.messages import Begun, News
-from serve.protocol import ErrorResponse
+from serve.protocol.responses import ErrorResponse
 
 logger = logging.getLogger("ray.serve")
 

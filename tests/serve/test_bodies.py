@@ -21,7 +21,7 @@ from serve.body_limit import KIB, BodyLimit
 from serve.errors import answer_errors
 from serve.gateway import api as endpoint
 from serve.json_body import MAX_LEVELS, MAX_MEMBERS, JsonRoute
-from serve.protocol import AdapterRequest, ChatCompletionRequest, CompletionRequest, RouteRequest
+from serve.protocol.requests import AdapterRequest, ChatCompletionRequest, CompletionRequest, RouteRequest
 
 WHOLE: Mapping[type[BaseModel], Mapping[str, Any]] = {
     CompletionRequest: {"prompt": "a"},

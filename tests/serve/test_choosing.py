@@ -13,7 +13,7 @@ from serve.choosing import Choice, Wish, choose, wish_of
 from serve.errors import ApiError
 from serve.generator import within_reach
 from serve.json_body import read_json
-from serve.protocol import ChatCompletionRequest, CompletionRequest, CompositionRequest, Retrieval, RouteRequest
+from serve.protocol.requests import ChatCompletionRequest, CompletionRequest, CompositionRequest, Retrieval, RouteRequest
 
 NOBODY = Roster([])
 

@@ -10,7 +10,7 @@ import pytest
 from lorafleet.config import Settings, load_settings
 from serve.admission import read_new_rows
 from serve.errors import ApiError
-from serve.protocol import AdapterRequest
+from serve.protocol.requests import AdapterRequest
 
 
 @pytest.fixture

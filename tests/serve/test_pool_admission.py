@@ -28,7 +28,7 @@ from lorafleet.training.cards import AdapterCard
 from serve.errors import ApiError
 from serve.follower import Kind, Published, Standing
 from serve.pool import Pool
-from serve.protocol import AdapterRequest
+from serve.protocol.requests import AdapterRequest
 
 pytestmark = pytest.mark.integration
 

@@ -25,7 +25,7 @@ from lorafleet.training.cards import AdapterCard
 from serve.admission import check_adapter, check_folder, copy_in
 from serve.errors import ApiError
 from serve.pool import Pool
-from serve.protocol import AdapterRequest
+from serve.protocol.requests import AdapterRequest
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

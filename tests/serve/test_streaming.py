@@ -11,7 +11,7 @@ from lorafleet.errors import EngineFull
 from serve.chunks import ChatWording, Chunks, CompletionWording
 from serve.deadline import Deadline
 from serve.messages import Begun, Ended, News, Weighed
-from serve.protocol import ChatCompletionRequest, CompletionRequest
+from serve.protocol.requests import ChatCompletionRequest, CompletionRequest
 from serve.streaming import EventStream, Merged
 
 WEIGHED = Weighed({"copa": 1.0}, {"copa": 0.7, "wnli": 0.3}, "nucleus", None, 3.0, 0.5)

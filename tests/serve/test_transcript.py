@@ -15,7 +15,7 @@ from lorafleet.errors import EngineFull
 from serve.answering import Answering
 from serve.answers import utf8, written
 from serve.generator import generate
-from serve.protocol import Health
+from serve.protocol.responses import Health
 from serve.transcript import Transcript, tell, token_text
 
 TOKENIZER = tiny_tokenizer(adds_bos=False)
