@@ -17,7 +17,13 @@ LoRAFleetError              what went wrong, and what the reader can do about it
 """
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+
+LONGEST_SHOWN = 100
+_shortened = reprlib.Repr()
+_shortened.maxstring = _shortened.maxother = 80
+_shortened.maxlevel = 3
 
 
 class LoRAFleetError(Exception):
@@ -96,6 +102,17 @@ class TrainingError(LoRAFleetError):
 
 class KeyFileError(LoRAFleetError):
     """The API keys cannot be read or changed."""
+
+
+def shown(value: object) -> str:
+    """A value as an error names it: short, and on one line."""
+    text = _shortened.repr(value).replace("\n", " ")
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."
+
+
+def shown_name(text: str) -> str:
+    """A name as an error has it: without quotes where it can be printed on a line."""
+    return text[:200] if text.isprintable() else ascii(text)[:200]
 
 
 def closest(name: str, known: Iterable[str]) -> str:

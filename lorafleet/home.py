@@ -9,7 +9,9 @@ NO_HOME = "/nonexistent"
 
 def stand_in_for_home() -> None:
     """Set HOME where this user has no home folder: Chroma and Ray Train ask for it when they are imported, and fail."""
-    if os.path.expanduser("~") == "~":  # noqa: PTH111
+    try:
+        Path.home()
+    except RuntimeError:
         os.environ["HOME"] = NO_HOME
 
 

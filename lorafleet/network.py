@@ -12,11 +12,12 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is the loopback interface."""
+    """Whether a host is the loopback interface, also as an IPv4 address within IPv6."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return host == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def takes_proxy(url: str) -> bool:

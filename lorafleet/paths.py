@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from lorafleet.errors import SettingsError
 from lorafleet.home import expanded
+from lorafleet.storage import file_mode
 
 PACKAGE = "package:"
 MODEL = "a model: a hub id, a path, or package:NAME/PATH"
@@ -51,7 +52,7 @@ def absolute(path: str | Path, folder: Path, setting: str) -> Path:
         SettingsError: it is not UTF-8, holds a null byte, follows links in a circle, or there is no such home folder.
     """
     whole = _placed(path, folder, setting)
-    return whole.resolve() if stat.S_ISDIR(_mode(whole)) else whole
+    return whole.resolve() if stat.S_ISDIR(file_mode(whole)) else whole
 
 
 def absolute_model(reference: str, folder: Path, setting: str) -> str:
@@ -59,7 +60,7 @@ def absolute_model(reference: str, folder: Path, setting: str) -> str:
     if reference.startswith(PACKAGE):
         return reference
     path = _placed(reference, folder, setting)
-    mode = _mode(path)
+    mode = file_mode(path)
     local = stat.S_ISDIR(mode) or (path.suffix == ".gguf" and stat.S_ISREG(mode))
     # The name stays, also of a link: adapters are named after it, and blobs in the hub's cache have no .gguf.
     return str(path) if local or reference.startswith((".", "/", "~")) else reference
@@ -97,14 +98,6 @@ def _walked(value: Any, folder: Path, setting: str, make: Callable[[Any, Path, s
             HINTS.get(setting, "Give an absolute path"),
         )
     return make(value, folder, setting)
-
-
-def _mode(path: Path) -> int:
-    """The file mode; 0 where there is nothing, or nothing that this user may see."""
-    try:
-        return path.stat().st_mode
-    except OSError:
-        return 0
 
 
 def _placed(path: str | Path, folder: Path, setting: str) -> Path:

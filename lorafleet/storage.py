@@ -19,6 +19,7 @@ from pydantic_core import from_json
 from lorafleet.errors import SettingsError
 
 READABLE = 0o666
+OTHER_STATE = "Give another folder with --state, or let this user write there"
 
 
 @contextmanager
@@ -122,7 +123,15 @@ def check_writable(folder: Path, setting: str, hint: str) -> None:
 
 def check_state_writable(state: Path) -> None:
     """`check_writable` for the state folder."""
-    check_writable(state, "state", "Give another folder with --state, or let this user write there")
+    check_writable(state, "state", OTHER_STATE)
+
+
+def file_mode(path: Path) -> int:
+    """The mode of a file; 0 where there is nothing, or nothing that this user may see."""
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return 0
 
 
 def readable(path: Path) -> None:

@@ -17,9 +17,8 @@ from urllib.parse import unquote, urlsplit
 
 from lorafleet.adapters import Roster, adapter_shape, stored_adapter
 from lorafleet.composition.files import CONFIG_BYTES, CONFIG_FILE, WEIGHTS_FILE
-from lorafleet.composition.peft_format import shown, shown_name
 from lorafleet.config import Index, Models, Settings
-from lorafleet.errors import AdapterError, TaskError
+from lorafleet.errors import AdapterError, TaskError, shown, shown_name
 from lorafleet.models import fingerprint, locate, pick_dtype, short_name, unpacked
 from lorafleet.tasks import Example, formless, load_catalogue, texts_to_embed
 from lorafleet.tasks.bounds import ByteLimit

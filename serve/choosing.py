@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lorafleet.adapters import Roster
-from lorafleet.errors import UnknownAdapter, closest
+from lorafleet.errors import UnknownAdapter, closest, shown
 from lorafleet.weighing import MOST_PROTOTYPES, WEIGHERS, settings_of
 from serve.errors import ApiError
 from serve.json_body import MAX_NAME
-from serve.protocol.requests import CompositionRequest, Retrieval, shown
+from serve.protocol.requests import CompositionRequest, Retrieval
 
 AUTO = "auto"
 BASE = "base"

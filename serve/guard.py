@@ -1,6 +1,5 @@
 """Who may ask for what: API keys, before anything of a request is read but its head."""
 
-import ipaddress
 import logging
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from lorafleet.config import Settings
 from lorafleet.errors import KeyFileError
 from lorafleet.keys import StoredKey, read_keys, role_of
+from lorafleet.network import is_loopback
 from serve.errors import AWAY_RETRY_SECONDS, SERVER_ERROR, ApiError, sentence
 
 logger = logging.getLogger("ray.serve")
@@ -141,7 +141,7 @@ def on_this_machine(scope: Scope, headers: Headers) -> bool:
     client, hosts = scope.get("client"), headers.getlist("host")
     return (
         client is not None
-        and _loopback(client[0])
+        and is_loopback(client[0])
         and len(hosts) == 1
         and _named_loopback(hosts[0])
         and scope.get("http_version") != "1.0"
@@ -152,15 +152,7 @@ def on_this_machine(scope: Scope, headers: Headers) -> bool:
 
 def _named_loopback(host: str) -> bool:
     found = HOST.fullmatch(host)
-    return found is not None and _loopback(found[1].strip("[]").removesuffix(".").lower())
-
-
-def _loopback(host: str) -> bool:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost"
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+    return found is not None and is_loopback(found[1].strip("[]").removesuffix(".").lower())
 
 
 def _same_origin(headers: Headers, host: str) -> bool:

@@ -8,7 +8,6 @@ import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import typer
 
@@ -19,7 +18,7 @@ from lorafleet.composition.files import WEIGHTS_FILE
 from lorafleet.config import Settings
 from lorafleet.errors import LoRAFleetError
 from lorafleet.ray_token import check_private, token_file
-from lorafleet.storage import check_state_writable
+from lorafleet.storage import check_state_writable, file_mode
 
 PACKAGES = ("ray", "torch", "transformers", "peft", "accelerate", "datasets", "sentence-transformers", "chromadb")
 FREE_DISK_GIB = 5
@@ -142,15 +141,15 @@ def _permissions(settings: Settings) -> Finding:
         "others can change {}": [
             path
             for path in (settings.state, settings.adapters, settings.chroma, run_folder(settings))
-            if _mode(path) & stat.S_IWOTH
+            if file_mode(path) & stat.S_IWOTH
         ],
         "others can read or change the keys in {}": [
-            path for path in (settings.keys_file,) if _mode(path) & (stat.S_IRWXO | stat.S_IWGRP)
+            path for path in (settings.keys_file,) if file_mode(path) & (stat.S_IRWXO | stat.S_IWGRP)
         ],
         "the group cannot read {}": [
             path
             for path in settings.adapters.glob(f"*/{WEIGHTS_FILE}")
-            if _mode(path.parent) & stat.S_IRGRP and not _mode(path) & stat.S_IRGRP
+            if file_mode(path.parent) & stat.S_IRGRP and not file_mode(path) & stat.S_IRGRP
         ],
     }
     mends = ("chmod o-w", "chmod 600", "chmod g+r")
@@ -159,13 +158,6 @@ def _permissions(settings: Settings) -> Finding:
             named = " ".join(shlex.quote(str(path)) for path in paths)
             return Finding("permissions", False, problem.format(named), f"Run: {mend} {named}")
     return Finding("permissions", True, "nobody else changes the state or reads the keys")
-
-
-def _mode(path: Path) -> int:
-    try:
-        return path.stat().st_mode
-    except OSError:
-        return 0
 
 
 def _ray_token() -> Finding:

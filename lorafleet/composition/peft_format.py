@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from lorafleet.composition.files import CONFIG_BYTES, CONFIG_FILE, HEADER_BYTES, WEIGHTS_FILE
 from lorafleet.composition.patterns import PatternError, Patterns
-from lorafleet.errors import AdapterError
+from lorafleet.errors import AdapterError, shown, shown_name
 
 PREFIX = "base_model.model."
 CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -242,14 +242,3 @@ def _check_plain(path: Path) -> None:
     """Refuse a pipe, which would be waited for, and a device."""
     if path.exists() and not path.is_file():
         raise OSError(0, "it is not a plain file")
-
-
-def shown(value: object) -> str:
-    """A value as an error names it, on one line that is not too long."""
-    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
-
-
-def shown_name(text: str) -> str:
-    """A text as it is where it can be printed on a line."""
-    return text[:200] if text.isprintable() else ascii(text)[:200]

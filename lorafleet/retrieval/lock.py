@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from lorafleet.errors import IndexUnavailable, SettingsError
-from lorafleet.storage import READABLE
+from lorafleet.storage import OTHER_STATE, READABLE
 
 LOOK_SECONDS = 0.05
 INDEXING = ".embed.lock"
@@ -26,9 +26,7 @@ def one_at_a_time(path: Path, patience: float, problem: str, mend: str) -> Itera
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, READABLE)
     except OSError as error:
-        raise SettingsError(
-            f"cannot write {path}: {error.strerror}", "Let this user write there, or give another folder with --state"
-        ) from None
+        raise SettingsError(f"cannot write {path}: {error.strerror}", OTHER_STATE) from None
     try:
         deadline = time.monotonic() + patience
         while True:

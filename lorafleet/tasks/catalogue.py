@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from lorafleet.config import Tasks, parse_yaml
-from lorafleet.errors import TaskError, closest
+from lorafleet.errors import TaskError, closest, shown
 from lorafleet.tasks.task import Task
 
 BUILT_IN = Path(__file__).with_name("catalogue.yaml")
@@ -70,12 +70,7 @@ def read_declarations(path: Path) -> list[Task]:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in (name, *first["loc"]))
-            raise TaskError(f"{path}: {where} = {_shorten(first['input'])}: {first['msg']}") from None
+            raise TaskError(f"{path}: {where} = {shown(first['input'])}: {first['msg']}") from None
         files = {split: path.parent / file for split, file in task.files.items()}
         tasks.append(task.model_copy(update={"files": files}))
     return tasks
-
-
-def _shorten(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

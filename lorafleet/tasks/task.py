@@ -10,7 +10,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lorafleet.config import TASK_NAME
-from lorafleet.tasks.values import BadRowError, as_text, is_list, is_missing, named, scalar, shown
+from lorafleet.errors import shown
+from lorafleet.tasks.values import BadRowError, as_text, is_list, is_missing, named, scalar
 
 Declared = Literal["train", "evaluation"]
 Split = Literal["train", "validation", "evaluation"]

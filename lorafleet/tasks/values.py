@@ -2,12 +2,13 @@
 
 import math
 import re
-import reprlib
 from collections.abc import Collection, Iterable, Mapping
 from numbers import Real
 from typing import Any
 
 import numpy as np
+
+from lorafleet.errors import shown
 
 WHOLE_NUMBER = re.compile(r"([+-]?\d+)\.0+")
 BOOLEANS = {"true": "1", "false": "0"}
@@ -20,18 +21,6 @@ class BadRowError(ValueError):
 Row = dict[str, Any]
 NumberedRow = tuple[int, Row | BadRowError]
 """A row, or why it is none, with the line that it begins on."""
-
-
-class _Shortened(reprlib.Repr):
-    """Values in messages: a cell may have millions of characters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxstring = self.maxother = 80
-        self.maxlevel = 3
-
-
-shown = _Shortened().repr
 
 
 def is_missing(value: Any) -> bool:

@@ -20,9 +20,10 @@ from pydantic import (
     model_validator,
 )
 
+from lorafleet.composition.composition import LEAST_DENSITY
 from lorafleet.config import MethodName, WeigherName
 from lorafleet.engine.requests import MOST_LIKELIEST, MOST_STOP_CHARACTERS
-from lorafleet.errors import closest
+from lorafleet.errors import closest, shown
 from serve.errors import ApiError
 from serve.json_body import MAX_NAME, RepeatedName
 
@@ -62,7 +63,6 @@ Texts = Annotated[list[str], Field(fail_fast=True)]
 Share = Annotated[StrictFloat, Field(gt=0, le=1)]
 MOST_WEIGHT = 100.0
 """Of an adapter, either way: what is far beyond gives numbers that no number format holds."""
-LEAST_DENSITY = 0.01
 MOST_PENALTY = 100.0
 """Of unit vectors no weight is negative from 4 on: more changes nothing but the solver's scale."""
 
@@ -342,9 +342,3 @@ class AdapterRequest(Body):
     def task_name(self) -> str:
         """The task, also where it has none of its own."""
         return self.task or self.name
-
-
-def shown(value: object) -> str:
-    """A value as an error names it, not longer than a line."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
