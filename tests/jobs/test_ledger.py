@@ -195,7 +195,7 @@ def test_a_ledger_lies_in_its_folder_whatever_that_is_called(name, tmp_path, mon
     for folder in (tmp_path / name, Path(name)):
         path = folder / "ledger.sqlite"
         written = Ledger(path, writable=True)
-        written.note_indexed(["colours-1-1"], COLOURS)
+        written.note_indexed(["colours-digest-1"], COLOURS)
         assert Ledger(path).gone("colours") == 1
         written.close()
         path.unlink()
