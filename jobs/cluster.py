@@ -45,7 +45,7 @@ def connect(start: bool = True) -> None:
 
 
 def cause_in_one_line(error: BaseException) -> str:
-    """Why Ray's work failed, in one line: the first line of the worker's own error, not Ray's hints behind it."""
+    """Summarise a failure of Ray's work in one line: the worker's own error, without the hints that Ray adds."""
     cause = cause_of(error)
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     if getattr(cause, "actor_init_failed", False) and lines:

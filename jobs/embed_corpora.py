@@ -69,7 +69,7 @@ class EmbedReport:
         written: how many of them were embedded and written by this run.
         skipped: how many were there already.
         deleted: how many rows of each task went, because they are gone from its corpus. Where the number of rows with a text
-            changes, all of them go, and come.
+            changes, all of them are deleted and written.
         bad_rows: the rows that could not be used, by task.
         strangers: rows of tasks that the catalogue does not have; they were left alone.
         added: rows that came in with adapters; they were left alone, and so were corpora of those tasks.

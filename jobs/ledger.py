@@ -27,7 +27,7 @@ CREATE TABLE wanted (
 CREATE TABLE indexed (identifier TEXT PRIMARY KEY, task TEXT, copies INTEGER, corpus INTEGER) WITHOUT ROWID;
 CREATE TABLE built (identifier TEXT PRIMARY KEY) WITHOUT ROWID;
 """
-# Rows with the same text stand where the first of them does: they are alike, so any of them would do.
+# Rows with the same text have the place of the first one: they are alike, so any place would do.
 CHOOSE = """
 INSERT INTO wanted
 SELECT :task, min(place), count(*), :task || '-' || digest || '-' || count(*)
@@ -137,12 +137,12 @@ class Ledger:
             yield place, identifier, bool(built)
 
     def to_embed(self, task: str) -> int:
-        """How many texts of a corpus are to be embedded, and are not in the next version."""
+        """Count the texts of a corpus that are to be embedded, and are not in the next version."""
         query = f"SELECT count(*) FROM ({MISSING}) WHERE NOT built"
         return self._number(query, (task,))
 
     def gone(self, task: str) -> int:
-        """How many rows of a corpus the index has that are in the corpus no longer, or not as often."""
+        """Count the indexed rows of a task that its corpus no longer has, or has another number of times."""
         return self._number(GONE, (task,))
 
     def rows(self) -> dict[str, int]:

@@ -82,7 +82,7 @@ class StoredAdapter:
 
     @property
     def created(self) -> int:
-        """Unix time of its record or card; 0 where it has neither, or one without a date."""
+        """Unix time of its record or card; 0 where both are missing, or their date is no date."""
         described = self.added or self.card
         with suppress(ValueError, OverflowError):
             return int(datetime.fromisoformat(described.date).timestamp()) if described else 0
@@ -170,7 +170,7 @@ def stored_adapters(settings: Settings) -> Roster:
 
 
 def _modified(path: Path) -> float:
-    """When a file was changed; 0 where it has been removed meanwhile."""
+    """The time of a file's last change; 0 where it has been removed meanwhile."""
     with suppress(FileNotFoundError):
         return path.stat().st_mtime
     return 0

@@ -1,11 +1,11 @@
-"""Long texts, tokenized no further than their tokens are kept."""
+"""Tokenize long texts only as far as their tokens are kept."""
 
 from collections.abc import Callable
 
 Encode = Callable[[str], list[int]]
 
 CHARACTERS_A_TOKEN = 8
-"""Most texts have fewer: the first part that is read is enough for them."""
+"""Most texts have fewer, so the first part is enough."""
 GROWTH = 4
 SPARE_TOKENS = 128
 """Next to a cut, tokens may differ from those of the whole text. WordPiece splits words of up to 100 letters."""

@@ -1,4 +1,4 @@
-"""Addresses of this machine: reached directly, whatever proxies the environment names."""
+"""Addresses of this machine, which no proxy of the environment may see."""
 
 import ipaddress
 import os
@@ -21,7 +21,7 @@ def is_loopback(host: str) -> bool:
 
 
 def takes_proxy(url: str) -> bool:
-    """Whether a request may use the proxies of the environment: not where it stays on this machine (httpx's `trust_env`)."""
+    """Whether a request may use the proxies of the environment (httpx's `trust_env`): not if it stays on this machine."""
     host = urlsplit(url).hostname or ""
     return not (is_loopback(host) or host in _own_addresses())
 

@@ -114,7 +114,7 @@ def _recorded(name: str, run_folder: Path) -> psutil.Process | None:
 
 
 def _birth(process: psutil.Process) -> dict[str, Any]:
-    """When a process was created: on Linux the boot of the machine, and clock ticks since."""
+    """The creation of a process: on Linux the boot of the machine, and the clock ticks since."""
     if not BOOT.is_file():
         return {"created": round(process.create_time())}
     try:

@@ -15,12 +15,12 @@ OTHERS_WRITE = 0o022
 
 
 def auth_mode() -> str:
-    """Ray listens beyond loopback, so it asks for its token unless RAY_AUTH_MODE says otherwise."""
+    """Ray's mode of authentication: by token, since it listens beyond loopback, unless RAY_AUTH_MODE says otherwise."""
     return os.environ.get("RAY_AUTH_MODE", "token").lower()
 
 
 def token_file() -> Path | None:
-    """Where Ray looks for the token; None where RAY_AUTH_TOKEN is the token itself.
+    """The file in which Ray looks for the token; None where RAY_AUTH_TOKEN is the token itself.
 
     Raises:
         LoRAFleetError: this user has no home folder.
@@ -75,10 +75,10 @@ def read_token() -> str:
 
 
 def check_private() -> None:
-    """Refuse a token that others can read, or can replace by theirs.
+    """Refuse a token that others can read, or can replace by their own.
 
     Raises:
-        LoRAFleetError: it is so; with the commands to run.
+        LoRAFleetError: they can; with the commands to run.
     """
     file = token_file()
     if file is None or not os.path.lexists(file):

@@ -110,7 +110,7 @@ def check_writable(folder: Path, setting: str, hint: str) -> None:
         setting: the name of the setting that names the folder.
 
     Raises:
-        SettingsError: it is so.
+        SettingsError: nothing can be written.
     """
     try:
         there = next(one for one in (folder, *folder.parents) if one.exists())

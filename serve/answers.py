@@ -28,8 +28,8 @@ from serve.protocol.responses import (
 )
 
 
-async def written(answer: Callable[[], BaseModel], large: bool) -> Response:
-    """A whole answer, put together and written as JSON.
+async def json_response(answer: Callable[[], BaseModel], large: bool) -> Response:
+    """Assemble a whole answer and write it as JSON.
 
     Args:
         large: off the event loop, as with the alternatives to every token.

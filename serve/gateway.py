@@ -20,7 +20,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from lorafleet.adapters import StoredAdapter, stored_adapters
 from lorafleet.config import Settings
 from lorafleet.errors import LoRAFleetError, RequestError
-from serve.answers import chat_response, completion_response, milliseconds_since, written
+from serve.answers import chat_response, completion_response, json_response, milliseconds_since
 from serve.body_limit import BodyLimit, limit_by
 from serve.calls import answered, over_grpc
 from serve.choosing import AUTO, BASE, Choice, Wish, choose, task_of_model, wish_of
@@ -163,7 +163,7 @@ class Gateway:
             chunks = Chunks(CompletionWording(request), sampling.n, request.include_usage, start)
             return await self._stream(orders, chunks, deadline)
         completed = await self._complete(orders, deadline)
-        return await written(partial(completion_response, request, completed, start), request.logprobs is not None)
+        return await json_response(partial(completion_response, request, completed, start), request.logprobs is not None)
 
     @api.post(
         "/v1/chat/completions", response_model=ChatCompletionResponse, responses=ERRORS | streamed(ChatCompletionChunk)
@@ -185,7 +185,7 @@ class Gateway:
             chunks = Chunks(ChatWording(request), sampling.n, request.include_usage, start)
             return await self._stream(orders, chunks, deadline)
         (completed,) = await self._complete(orders, deadline)
-        return await written(partial(chat_response, request, completed, start), bool(request.logprobs))
+        return await json_response(partial(chat_response, request, completed, start), bool(request.logprobs))
 
     @api.post("/v1/route", response_model=RouteResponse, responses=ERRORS)
     async def route(self, request: RouteRequest, x_request_timeout: Timeout = None) -> RouteResponse:

@@ -25,7 +25,7 @@ from serve.follower import Follower, Published
 from serve.logs import log_through_serve
 from serve.messages import Begun, Completed, Continuation, Ended, Load, News, Order, Weighed
 from serve.metrics import GenerationMetrics
-from serve.transcript import Transcript, tell
+from serve.transcript import Transcript, transcribe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -127,7 +127,7 @@ class Generator:
         heard: list[list[Piece]] = [[] for _ in requests]
         answers = await generate(self._engine, requests, [pieces.append for pieces in heard])
         self._metrics.observe(begun.composition, answers)
-        told = await tell(self._engine.tokenizer, answers, heard)
+        told = await transcribe(self._engine.tokenizer, answers, heard)
         continuations = (
             Continuation(answer.text, tokens, ended(answer)) for answer, tokens in zip(answers, told, strict=True)
         )
@@ -156,7 +156,7 @@ class Generator:
         """Load what has come into the pool, and drop what has left it; rows on their way keep what they have.
 
         Raises:
-            AdapterError: one that comes in cannot be loaded. One that is in the pool is left out then.
+            AdapterError: an adapter that is being added cannot be loaded. One that was there already is left out and logged.
         """
         wanted, had = published.loaded.adapters, self._roster.adapters
         for task, adapter in wanted.items():
@@ -221,7 +221,7 @@ class Generator:
 
 
 def news_of(batch: Sequence[tuple[int, Piece | Generation]], transcripts: Sequence[Transcript] = ()) -> list[News]:
-    """What a stream says of pieces and ends.
+    """Turn pieces and ends of answers into a stream's news.
 
     Args:
         transcripts: of the choices, where their tokens are wanted.

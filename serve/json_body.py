@@ -21,8 +21,8 @@ MAX_NAME = 256
 MAX_BITS = 64
 LARGE = 64 * 1024
 """Bytes from which a body is parsed off the event loop."""
-Path = tuple[Any, str | int] | None
-"""Where a value is in the body: its parent's path and its own name. Only an error writes it out."""
+FieldPath = tuple[Any, str | int] | None
+"""The place of a value in the body: its parent's path and its own name. Only an error writes it out."""
 
 
 class RepeatedName(dict[str, Any]):
@@ -131,8 +131,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return repeated
 
 
-def _problems(body: Any, twice: list[str]) -> Iterator[tuple[Path, str]]:
-    left: list[tuple[Any, Path, int]] = [(body, None, 0)]
+def _problems(body: Any, twice: list[str]) -> Iterator[tuple[FieldPath, str]]:
+    left: list[tuple[Any, FieldPath, int]] = [(body, None, 0)]
     while left:
         value, path, level = left.pop()
         if isinstance(value, str):
@@ -184,13 +184,13 @@ def _encodes(text: str) -> bool:
     return True
 
 
-def _top(path: Path) -> Path:
+def _top(path: FieldPath) -> FieldPath:
     while path is not None and path[0] is not None:
         path = path[0]
     return path
 
 
-def _written(path: Path) -> str | None:
+def _written(path: FieldPath) -> str | None:
     parts: list[str] = []
     while path is not None:
         path, part = path

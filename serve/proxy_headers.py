@@ -48,7 +48,7 @@ class ProxyHeaders:
 
 
 def middlewares() -> list[Middleware]:
-    """Those that Serve's HTTP proxy puts around itself."""
+    """The middlewares of Serve's HTTP proxy."""
     return [Middleware(ProxyHeaders)]
 
 

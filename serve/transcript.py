@@ -56,10 +56,10 @@ class Transcript:
         return token_text(self._tokenizer, self._last, token)
 
 
-async def tell(
+async def transcribe(
     tokenizer: "PreTrainedTokenizerBase", answers: Sequence[Generation], heard: Sequence[Sequence[Piece]]
 ) -> list[tuple[Token, ...]]:
-    """The tokens of whole answers, behind those of their prompts where they are wanted.
+    """Write the tokens of whole answers as texts, after those of their prompts where they are wanted.
 
     Twenty alternatives to each token of sixteen answers are 170,000 texts: they are written off the event loop, and one
     answer after the other, so that a request which is called off stops between two.

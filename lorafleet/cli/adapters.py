@@ -125,7 +125,7 @@ def _below_a_root(path: Path | None, settings: Settings) -> Iterator[Path | None
 
 
 def _reason(error: OSError) -> str:
-    """What the system says; `shutil.copytree` has a list of all files that failed."""
+    """The system's reason; `shutil.copytree` lists all files that failed."""
     first = error.args[0] if isinstance(error, shutil.Error) and error.args else None
     return str(first[0][2]) if isinstance(first, list) and first else error.strerror or str(error)
 

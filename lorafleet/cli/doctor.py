@@ -136,7 +136,7 @@ def _state(settings: Settings) -> Finding:
 
 
 def _permissions(settings: Settings) -> Finding:
-    """Who else may change what the fleet loads, or read its keys; and whether a group that shares the state can load it."""
+    """Check that nobody else can change the state or read the keys, and that a group with the state can read the weights."""
     faults = {
         "others can change {}": [
             path
@@ -152,11 +152,11 @@ def _permissions(settings: Settings) -> Finding:
             if file_mode(path.parent) & stat.S_IRGRP and not file_mode(path) & stat.S_IRGRP
         ],
     }
-    mends = ("chmod o-w", "chmod 600", "chmod g+r")
-    for (problem, paths), mend in zip(faults.items(), mends, strict=True):
+    commands = ("chmod o-w", "chmod 600", "chmod g+r")
+    for (problem, paths), command in zip(faults.items(), commands, strict=True):
         if paths:
             named = " ".join(shlex.quote(str(path)) for path in paths)
-            return Finding("permissions", False, problem.format(named), f"Run: {mend} {named}")
+            return Finding("permissions", False, problem.format(named), f"Run: {command} {named}")
     return Finding("permissions", True, "nobody else changes the state or reads the keys")
 
 

@@ -29,7 +29,7 @@ def run(command: Callable[[], object]) -> None:
         print(f"lorafleet: {_one_line(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
     except OSError as error:
-        # What is not foreseen where it happens, such as a folder of another user's amid one's own.
+        # Not caught where it happens, such as another user's folder among one's own.
         if debug or error.filename is None:
             raise
         print(f"lorafleet: {_one_line(f'{error.filename}: {error.strerror}')}", file=sys.stderr)
@@ -40,5 +40,5 @@ def run(command: Callable[[], object]) -> None:
 
 
 def _one_line(text: str) -> str:
-    """Line breaks, as a file name may have them, written out."""
+    """Escape line breaks, which a file name may have."""
     return "\\n".join(text.splitlines())

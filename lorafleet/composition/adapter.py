@@ -35,7 +35,7 @@ class LowRank:
 
     @property
     def largest(self) -> float:
-        """The largest absolute value of both; not a number where there is one that is none."""
+        """The largest absolute value of both; NaN where one of them holds NaN."""
         bounds = [bound.double() for half in (self.a, self.b) for bound in half.aminmax()]
         return float(torch.stack(bounds).abs().max())
 
@@ -102,7 +102,7 @@ def check_number_format(adapter: Adapter, dtype: torch.dtype) -> None:
     """Refuse an adapter whose scaled weights overflow in the number format that they are computed in.
 
     Raises:
-        AdapterError: a layer's values reach beyond it.
+        AdapterError: a layer's values overflow.
     """
     limit = torch.finfo(dtype).max
     for module, layer in adapter.layers.items():

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 MOST_PATTERNS = 64
-"""Keys with more than plain names; of plain ones there may be one for every module."""
+"""Keys that are not plain names; there may be a plain name for every module."""
 LONGEST_KEY = 256
 MOST_STEPS = 20_000_000
 """Steps that one adapter's keys may take on all its modules: some seconds."""
@@ -80,7 +80,7 @@ class Patterns:
         return self._keys[found] if found < len(self._keys) else None
 
     def _ends(self, branches: _Branches, name: str, starts: set[int]) -> set[int]:
-        """The positions that lie behind a match which begins at one of `starts`."""
+        """The positions after a match that begins at one of `starts`."""
         ends: set[int] = set()
         for branch in branches:
             reached = starts
@@ -103,7 +103,7 @@ class Patterns:
     def _repeated(self, item: _Repeat, name: str, starts: set[int]) -> set[int]:
         reached: set[int] = set()
         for start in sorted(starts):
-            # Whatever lies behind it has been reached from an earlier start.
+            # An earlier start has reached the positions after it.
             if item.most is None and start in reached:
                 continue
             position = start

@@ -1,6 +1,6 @@
 """An adapter's folder as PEFT saves it: the configuration and the shapes, checked before a tensor is read.
 
-What lies in the folder may come from anyone: sizes are bounded, and whatever is wrong is one AdapterError.
+The folder may come from anyone: sizes are bounded, and every fault is an AdapterError.
 """
 
 import math
@@ -64,7 +64,7 @@ Rank = Annotated[int, Field(gt=0)]
 
 
 class AdapterConfig(BaseModel):
-    """What adapter_config.json says of plain LoRA."""
+    """The fields of adapter_config.json that plain LoRA needs."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
@@ -162,7 +162,7 @@ def _read_object(path: Path, name: str) -> dict[str, Any]:
     if len(text) > CONFIG_BYTES:
         raise AdapterError(f"adapter {name}: {path} has more than {CONFIG_BYTES} bytes", RESAVE)
     try:
-        # Unlike json it says ValueError of nesting, halves of surrogate pairs and endless digits, too.
+        # Unlike json it raises ValueError for deep nesting, half surrogates and endless digits, too.
         raw = from_json(text)
     except ValueError as error:
         raise AdapterError(f"adapter {name}: {path} is not JSON: {error}", f"{RESAVE}, in UTF-8") from None
@@ -182,7 +182,7 @@ def read_layers(folder: Path, name: str) -> dict[str, SavedLayer]:
         _check_plain(path)
         with path.open("rb") as file:
             header = int.from_bytes(file.read(8), "little")
-        # The library's own limit is 100 MB, which take gigabytes as Python objects.
+        # The library's own limit is 100 MB: gigabytes as Python objects.
         if HEADER_BYTES < header < path.stat().st_size:
             raise AdapterError(f"adapter {name}: cannot read {path}: its header has more than {HEADER_BYTES} bytes", RESAVE)
         with safe_open(path, framework="pt") as opened:
@@ -239,6 +239,6 @@ def _module_and_half(key: str, name: str) -> tuple[str, str]:
 
 
 def _check_plain(path: Path) -> None:
-    """Refuse a pipe, which would be waited for, and a device."""
+    """Refuse a pipe, whose reader would wait, and a device."""
     if path.exists() and not path.is_file():
         raise OSError(0, "it is not a plain file")

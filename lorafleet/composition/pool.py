@@ -102,7 +102,7 @@ class AdapterPool:
         self._adapters: dict[str, Kept] = {}
         self._resident: OrderedDict[Key, Resident] = OrderedDict()
         self._retired: list[Resident] = []
-        """Forms that nobody may lease any more, whose pages are not free yet."""
+        """Forms that cannot be leased any more, whose pages are not free yet."""
         self._numbers = count()
         self._gone: set[int] = set()
         self._lock = threading.Lock()
@@ -195,7 +195,7 @@ class AdapterPool:
         return sum(len(one.pages) for one in (*held, *self._retired)) + needed > max(self._most_prepared, needed)
 
     def lease(self, recipe: Recipe, wait: bool = True) -> Lease | None:
-        """Hold what a recipe needs, bringing in what is not at hand; None while rows on their way leave no room for it.
+        """Hold what a recipe needs, loading forms that are not in pages; None while running rows leave no room for them.
 
         Args:
             wait: until all is prepared. Otherwise the lease may not be `ready` yet.
@@ -234,9 +234,9 @@ class AdapterPool:
         return lease
 
     def release(self, lease: Lease) -> None:
-        """Let go of a lease's pages; they stay at hand until others need them.
+        """Release a lease's pages; they keep their forms until others need them.
 
-        A preparation that nobody waits for any more is given up.
+        A preparation that no lease waits for is cancelled.
         """
         for resident in lease.residents:
             resident.users -= 1
@@ -259,7 +259,7 @@ class AdapterPool:
         return kept
 
     def _make_room(self, recipe: Recipe) -> bool:
-        """Free the pages that a recipe lacks, of the least recently used forms; prepared ones first beyond their share."""
+        """Free the pages that a recipe lacks: of prepared forms beyond their share first, then of those unused longest."""
         wanted = {part.key for part in recipe.parts}
         missing = [part for part in recipe.parts if part.key not in self._resident]
         needed = sum(self.pages.needed(part.rank) for part in missing)
@@ -318,7 +318,7 @@ class AdapterPool:
             self._gone.update(kept.number for name, kept in sources.items() if self._adapters.get(name) is not kept)
 
     def _begin_to_prepare(self, parts: Sequence[Part]) -> None:
-        """Have other than plain forms written, once they are held: what nobody holds is not prepared."""
+        """Start preparing forms that are not plain. They must be held: without users, they are not prepared."""
         if not parts[0].plain:
             residents = [self._resident[part.key] for part in parts]
             written = self._preparer.begin(parts, residents)

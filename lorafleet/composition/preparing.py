@@ -1,7 +1,7 @@
-"""Forms of adapters, made ready and written into pages: at once, or by a thread of their own.
+"""Prepare forms of adapters and write them into pages: at once, or on a thread of their own.
 
 A method may change an adapter's tensors before they are read (pruned, thinned, decomposed). That takes longer than a step
-of the model, so it has a thread of its own, and on a GPU a stream of its own: the rows on their way do not wait for it.
+of the model, so it has a thread of its own, and on a GPU a stream of its own: running rows do not wait for it.
 """
 
 import threading
@@ -57,11 +57,11 @@ class Part:
 
 @dataclass(eq=False)
 class Resident:
-    """A form of an adapter that lies in pages, or will.
+    """A form of an adapter, in the pages that were taken for it.
 
     Attributes:
         users: the leases that hold it.
-        written: when its pages hold it; None for a form that was written at once.
+        written: done once its pages hold it; None for a form that was written at once.
     """
 
     key: Key
@@ -99,7 +99,7 @@ class Preparer:
         """
         before = None
         if self._stream is not None:
-            # Rows that have left may still be computing with what lay in these pages.
+            # The GPU may still be computing with the former content of these pages.
             before = torch.cuda.Event()  # type: ignore[no-untyped-call]
             before.record(torch.cuda.current_stream(self._pages.device))
         try:
@@ -112,7 +112,7 @@ class Preparer:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Keep the thread from computing meanwhile: a CUDA graph that is being captured tolerates no random numbers."""
+        """Keep the thread from computing meanwhile: a CUDA graph that is being captured allows no random numbers."""
         with self._computing:
             yield
 

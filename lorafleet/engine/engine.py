@@ -51,7 +51,7 @@ class Engine:
         longest: tokens of a sequence at most, prompt and answer together.
         waiting: requests that may wait for a row; more are refused.
         prefill_tokens: tokens of one pass over prompts; the rows on their way wait for no more than that.
-        pages, page_rank, prepared_share: of the adapters at hand, as in `AdapterPool`.
+        pages, page_rank, prepared_share: of the adapters in memory, as in `AdapterPool`.
         cache_gib: memory for keys and values on a GPU; most of what is free where absent.
         gpu_share: of the GPU's whole memory this engine's, where several processes share it.
         niceness: added to that of the engine's thread; on CPUs, those who compute a little beside it then need not wait.
@@ -243,7 +243,7 @@ class Engine:
             self._thread.join()
 
     def encode(self, prompt: str | Sequence[int], whole: bool = False) -> list[int]:
-        """A prompt's tokens, as a request may give them in the prompt's place; of one that is too long without the middle.
+        """A prompt's tokens, as a request may give them in the prompt's place; without the middle where it is too long.
 
         Any thread may call this. Of a long text only the ends that are kept are tokenized.
 
@@ -318,7 +318,7 @@ class Engine:
             self._news.notify_all()
 
     def _over(self, future: "Future[Any]") -> None:
-        """A cancelled future is over for `concurrent.futures.wait` only once somebody says so; an executor would."""
+        """Notify the waiters of a cancelled future, as an executor does; `concurrent.futures.wait` needs it."""
         if future.cancelled():
             future.set_running_or_notify_cancel()
             self._wake()

@@ -306,7 +306,7 @@ class Loop:
             _settle(scoring.future, scoring.scores(totals) if finite else self._overflow(scoring.recipe))
 
     def _overflow(self, recipe: Recipe) -> LoRAFleetError:
-        """Why a row has no finite logits: its own adapters, or the base model, overflow in the engine's dtype."""
+        """The error for a row without finite logits: its own adapters, or the base model, overflow in the engine's dtype."""
         dtype = str(self._pool.pages.dtype).removeprefix("torch.")
         if recipe.composition.is_base:
             return ModelError(f"the base model overflows in {dtype}", "Compute in bfloat16 or float32 (models.dtype)")
@@ -323,7 +323,7 @@ class Loop:
 
 
 class _Held(Enum):
-    """What became of an item that asks for adapters and room."""
+    """The outcome of an item's request for adapters and room."""
 
     YES = auto()
     ASIDE = auto()

@@ -20,7 +20,7 @@ from lorafleet.engine.segments import PASS_PROMPTS, Segment
 
 SIZES = (32, 64, 128, 256, 512, 768, 1024, 1536, 2048, 3072)
 SPARE_BLOCKS = 8
-"""A prompt begins a block of tokens of its own: so many blocks more than one and a half times what the tokens alone fill."""
+"""A prompt begins a block of its own. This many blocks are added to one and a half times those that the tokens fill."""
 ENTRIES_PER_BLOCK = 8
 WANTED = 64
 

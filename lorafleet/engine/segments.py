@@ -9,7 +9,7 @@ import torch
 from lorafleet.composition import Lease
 
 PASS_PROMPTS = 64
-"""Segments of prompts in a pass at most: so many have a place in a CUDA graph."""
+"""Segments of prompts in a pass at most: a CUDA graph has places for them."""
 Room = TypeVar("Room")
 
 

@@ -1,4 +1,4 @@
-"""Stop texts, searched for in a text that arrives in parts."""
+"""Find stop texts in a text that arrives in parts."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -18,14 +18,14 @@ class StopMatcher:
 
     @property
     def held(self) -> int:
-        """How many characters at the end may be the beginning of a stop text."""
+        """The number of characters at the end that may begin a stop text."""
         return max(self._matched, default=0)
 
     def feed(self, text: str) -> int | None:
         """Read the next part of the text.
 
         Returns:
-            Where the stop text begins that begins first among those that end in this part; None where none ends.
+            The start of the first stop text among those that end in this part; None where none ends.
         """
         starts = []
         for number, (stop, borders) in enumerate(self._stops):
@@ -52,7 +52,7 @@ def special_texts(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
 
 @lru_cache(64)
 def naming_specials(tokenizer: "PreTrainedTokenizerBase", stops: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the stop texts that hold the text of a special token."""
+    """The stop texts that contain the text of a special token."""
     texts = set(special_texts(tokenizer).values())
     return tuple(stop for stop in stops if any(text in stop for text in texts))
 

@@ -90,14 +90,14 @@ class TextStream:
             self._known -= before
 
     def _feed_marked(self, start: int, news: str, special: str) -> int | None:
-        """Where the text is cut by a stop text that names special tokens."""
+        """The position at which a stop text that names special tokens cuts the text."""
         end = start + len(news)
         self._places += [*range(start, end), *[end] * len(special)]
         found = self._marked.feed(news + special)
         return None if found is None else self._places[found]
 
     def _held_back(self) -> int:
-        """How many characters at the end may be the beginning of a stop text."""
+        """The number of characters at the end that may begin a stop text."""
         marked = len(self._text) - self._places[-self._marked.held] if self._marked.held else 0
         return max(self._stops.held, marked)
 

@@ -77,10 +77,10 @@ class Bench:
         return folder if self.limit is None else folder.with_name(f"{folder.name}-first-{self.limit}")
 
     def check_writable(self) -> None:
-        """Refuse folders in which nothing can be kept, before anything is computed.
+        """Refuse folders that cannot be written, before anything is computed.
 
         Raises:
-            SettingsError: it is so.
+            SettingsError: one cannot be written.
         """
         hint = "Give another with --set evaluation.folder=DIR, or let this user write there; --from DIR only reads"
         for folder in (self.folder, self._vectors):

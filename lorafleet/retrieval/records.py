@@ -17,8 +17,8 @@ class Record:
     """The rows of a record.
 
     Attributes:
-        copies: how many rows each task has.
-        texts: what each task's rows are called for people; empty where the texts were not read.
+        copies: the number of rows of each task.
+        texts: each task's text as people see it; empty where the texts were not read.
     """
 
     copies: Mapping[str, int]
@@ -33,7 +33,7 @@ class Record:
 
     @property
     def uri(self) -> str:
-        """Each text with its tasks, as most tasks of a record have the same."""
+        """Each text with its tasks; most tasks of a record have the same text."""
         by_text: dict[str, list[str]] = {}
         for task, text in sorted(self.texts.items()):
             by_text.setdefault(text, []).append(task)

@@ -21,7 +21,7 @@ class Entry:
 
 
 def text_digest(texts: str | Sequence[str]) -> str:
-    """What identifies an embedded text, or the texts that a vector is the mean of.
+    """The digest of an embedded text, or of the texts that a vector is the mean of.
 
     It has 80 bits, so that of ten million texts no two are likely to share it (odds of 4e-11). The mean of equal texts is
     that text.
@@ -57,5 +57,5 @@ def digest_of(identifier: str) -> str:
 
 
 def copies_of(identifier: str) -> int:
-    """How many rows an identifier stands for."""
+    """The number of rows that an identifier stands for."""
     return int(identifier.rsplit("-", 2)[2])

@@ -80,7 +80,7 @@ class Version:
             self._ask(lambda: self._collection.modify(configuration=wanted))
 
     def count(self) -> int:
-        """How many vectors it has: rows with the same text have one."""
+        """Count the vectors: rows with the same text have one."""
         return self._ask(self._collection.count)
 
     def identifiers(self, task: str | None = None) -> Iterator[list[str]]:
@@ -226,7 +226,7 @@ class Version:
         self._change({digest: record.having(coming[digest]) for digest, record in there.items()}, there)
 
     def _found(self, digests: Sequence[str]) -> dict[str, Record]:
-        """Those of some records that are there."""
+        """Read the records of these digests that exist."""
         found: dict[str, Record] = {}
         for first in range(0, len(digests), ROWS_READ_AT_ONCE):
             part = list(digests[first : first + ROWS_READ_AT_ONCE])
@@ -237,7 +237,7 @@ class Version:
         return found
 
     def _change(self, records: Mapping[str, Record], before: Mapping[str, Record]) -> None:
-        """Bring the rows of records that are there up to date; their vectors stay."""
+        """Update the rows of existing records; their vectors stay."""
         changed = [digest for digest, record in records.items() if record != before[digest]]
         if changed:
             self._ask(

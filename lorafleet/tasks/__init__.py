@@ -1,9 +1,9 @@
 """The tasks: what each one is, how a row of it becomes an example, and where its rows come from.
 
 Reads from top to bottom: `values` (a column's value as a text), `task` (one task, and how a row is rendered), `catalogue`
-(all of them), `files` (rows of a CSV or JSON file with their line numbers), `parquet` with `pages` and `bounds` (those of a
-Parquet file, and how much of one is decoded), `corpus` (the rows of a split as examples, damaged rows counted), `forms` (a
-row's text with and without what its task adds), `prompts` (which way of rendering this is).
+(all of them), `files` (rows of a CSV or JSON file with their line numbers), `parquet` with `parquet_pages` and `bounds`
+(those of a Parquet file, and how much of one is decoded), `corpus` (the rows of a split as examples, damaged rows counted),
+`forms` (a row's text with and without what its task adds), `prompts` (which way of rendering this is).
 """
 
 from lorafleet.tasks.catalogue import Catalogue, load_catalogue

@@ -1,4 +1,4 @@
-"""How large what is read may be: a file's bytes once decoded, and one row of it."""
+"""Bounds of row files: the bytes that a file decodes to, and the size of one row."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,16 +31,16 @@ class Decoded:
         """Count bytes.
 
         Raises:
-            TaskError: together they are too many.
+            TaskError: the sum is beyond the limit.
         """
         self.count += count
         self.check(self.count)
 
     def check(self, count: int) -> None:
-        """Refuse what would be too much.
+        """Refuse a count beyond the limit.
 
         Raises:
-            TaskError: it would.
+            TaskError: it is.
         """
         if count > self._limit.count:
             raise TaskError(f"{self._path} decodes to more than {self._limit}", "Write it as several files")

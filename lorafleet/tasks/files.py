@@ -31,7 +31,7 @@ def read_rows(path: Path, columns: frozenset[str], limit: ByteLimit | None = Non
     """The rows of a file with their line numbers (row numbers for Parquet), from 1. A damaged row comes as its error.
 
     Args:
-        columns: what is read of a row; what other columns hold is of no matter.
+        columns: the columns that are read; others may hold anything.
         limit: the most bytes to decode.
 
     Raises:
@@ -139,12 +139,12 @@ def _array(path: Path, document: str, columns: frozenset[str]) -> Iterator[Numbe
     except (ValueError, RecursionError) as error:
         line = document.count("\n", 0, error.pos if isinstance(error, json.JSONDecodeError) else at) + 1
         raise TaskError(
-            f"cannot read {path}: line {line}: {_json_fault(error)}", "Mend the array, or write one JSON object a line"
+            f"cannot read {path}: line {line}: {_json_fault(error)}", "Repair the array, or write one JSON object a line"
         ) from None
 
 
 def _next(document: str, at: int) -> int:
-    """Where the next sign stands that is not blank."""
+    """The position of the next character that is not blank."""
     found = SIGN.search(document, at)
     return found.start() if found else len(document)
 

@@ -11,7 +11,7 @@ import pyarrow.parquet
 
 from lorafleet.errors import TaskError
 from lorafleet.tasks.bounds import ROW_BOUND, ByteLimit, Decoded
-from lorafleet.tasks.pages import DELTA, REPEATING, Pages, read_chunks, read_pages
+from lorafleet.tasks.parquet_pages import DELTA, REPEATING, ColumnPages, read_chunks, read_pages
 from lorafleet.tasks.values import BadRowError, NumberedRow, Row
 
 BATCH_ROWS = 1024
@@ -20,7 +20,7 @@ READ_AT_ONCE = 2**20
 LEAST_LIMIT = 2**26
 MOST_EXPANSION = 100
 OVERHEAD = 16
-"""Bytes of a value or row beside what it holds."""
+"""Bytes of a value or row besides its content."""
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8, "BYTE_ARRAY": 4}
 
 
@@ -79,13 +79,13 @@ def _wanted(path: Path, metadata: Any, columns: frozenset[str]) -> frozenset[str
     return wanted
 
 
-def _checked_pages(file: Any, metadata: Any, leaves: list[int], decoded: Decoded) -> dict[int, list[Pages]]:
+def _checked_pages(file: Any, metadata: Any, leaves: list[int], decoded: Decoded) -> dict[int, list[ColumnPages]]:
     """The pages of each column by row groups; columns whose pages decode to too much are refused.
 
     Read are the pages' own headers: what the file's metadata say, nothing checks.
     """
     left = file.seek(0, os.SEEK_END)
-    found: dict[int, list[Pages]] = {at: [] for at in leaves}
+    found: dict[int, list[ColumnPages]] = {at: [] for at in leaves}
     for chunks in read_chunks(file):
         size = 0
         for at in leaves:
@@ -100,8 +100,8 @@ def _checked_pages(file: Any, metadata: Any, leaves: list[int], decoded: Decoded
     return found
 
 
-def _rows_at_once(metadata: Any, delta: dict[int, list[Pages]], decoded: Decoded) -> int:
-    """How many rows are decoded together: fewer where a text may be there once for many, and Arrow repeats it."""
+def _rows_at_once(metadata: Any, delta: dict[int, list[ColumnPages]], decoded: Decoded) -> int:
+    """Choose the rows of a batch: few where the file may hold a text once for many rows, and Arrow repeats it."""
     rows = BATCH_ROWS
     for at, groups in delta.items():
         if not any(REPEATING & pages.encodings for pages in groups):
@@ -155,7 +155,7 @@ def _decoded_bytes(batch: Any) -> int:
 
 
 def _bytes(array: Any) -> int:
-    """What an array's values need when each stands for itself."""
+    """The bytes of an array's values once each is stored by itself."""
     kind, here = array.type, len(array) * OVERHEAD
     if pyarrow.types.is_dictionary(kind) and not pyarrow.types.is_primitive(kind.value_type):
         lengths = pyarrow.compute.binary_length(array.dictionary)

@@ -23,8 +23,8 @@ BOOLEANS, BYTE, INT16, INT32, INT64, DOUBLE, BINARY, LIST, SET, STRUCTURE = (1, 
 
 
 @dataclass
-class Pages:
-    """What the pages of a column say of themselves.
+class ColumnPages:
+    """The pages of a column chunk, summed up from their headers.
 
     Attributes:
         decoded: their bytes without compression.
@@ -40,14 +40,14 @@ class Pages:
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Where the pages of a column are in the file, with their headers."""
+class ColumnChunk:
+    """The position and size of a column's pages in the file, headers included."""
 
     begin: int
     size: int
 
 
-def read_chunks(file: BinaryIO) -> list[list[Chunk]]:
+def read_chunks(file: BinaryIO) -> list[list[ColumnChunk]]:
     """The columns of each row group.
 
     Raises:
@@ -68,14 +68,14 @@ def _end(file: BinaryIO, count: int) -> bytes:
     return file.read()
 
 
-def _chunk(metadata: dict[tuple[int, int], Any]) -> Chunk:
+def _chunk(metadata: dict[tuple[int, int], Any]) -> ColumnChunk:
     begin, dictionary, size = (metadata.get((number, INT64), -1) for number in (9, 11, 7))
     if begin < 0 or size < 0:
         raise ValueError("the footer says of a column neither where it is nor how long")
-    return Chunk(dictionary if 0 < dictionary < begin else begin, size)
+    return ColumnChunk(dictionary if 0 < dictionary < begin else begin, size)
 
 
-def read_pages(file: BinaryIO, begin: int, size: int) -> Pages:
+def read_pages(file: BinaryIO, begin: int, size: int) -> ColumnPages:
     """The pages of a column.
 
     Args:
@@ -85,7 +85,7 @@ def read_pages(file: BinaryIO, begin: int, size: int) -> Pages:
     Raises:
         ValueError: a header is damaged.
     """
-    pages = Pages()
+    pages = ColumnPages()
     file.seek(begin)
     section = _Section(file, begin + size)
     while file.tell() < section.end:

@@ -113,7 +113,7 @@ class Task(_Declaration):
 
     @property
     def columns(self) -> frozenset[str]:
-        """The columns of a row that are read; whatever stands in others is of no matter."""
+        """The columns of a row that are read; others may hold anything."""
         paths = [*self.words, self.label, self.answers]
         if isinstance(self.options, OptionColumns):
             paths += self.options.columns

@@ -20,7 +20,7 @@ class BadRowError(ValueError):
 
 Row = dict[str, Any]
 NumberedRow = tuple[int, Row | BadRowError]
-"""A row, or why it is none, with the line that it begins on."""
+"""A row or its fault, with the line that it begins on."""
 
 
 def is_missing(value: Any) -> bool:

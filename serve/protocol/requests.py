@@ -79,8 +79,7 @@ def by_shape(choose: Callable[[Any], int], *kinds: Any) -> WrapValidator:
     return WrapValidator(lambda value, union: adapters[choose(value)].validate_python(value))
 
 
-def is_list(value: object) -> bool:
-    """Whether a value is several."""
+def _is_list(value: object) -> bool:
     return isinstance(value, list)
 
 
@@ -140,7 +139,7 @@ class CompositionRequest(Retrieval):
 
 
 class StreamOptions(BaseModel):
-    """What a stream tells beside the answers. Nothing is obfuscated here."""
+    """Options of a stream. Nothing is obfuscated here."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -171,7 +170,7 @@ class _Request(Body):
     temperature: Annotated[StrictFloat, Field(ge=0, le=2)] | None = None
     top_p: Share | None = None
     n: Annotated[StrictInt, Field(ge=1)] | None = None
-    stop: Annotated[str | Texts, by_shape(is_list, str, Texts)] | None = None
+    stop: Annotated[str | Texts, by_shape(_is_list, str, Texts)] | None = None
     seed: StrictInt | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
@@ -270,7 +269,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str | TextParts, by_shape(is_list, str, TextParts)]
+    content: Annotated[str | TextParts, by_shape(_is_list, str, TextParts)]
     name: str | None = None
     refusal: None = None
     audio: None = None
@@ -314,7 +313,7 @@ class RouteRequest(Body, Retrieval):
 
 AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=96)]
 Location = Annotated[str, Field(min_length=1, max_length=4096)]
-Row = Annotated[str | dict[str, Any], by_shape(lambda row: isinstance(row, dict), str, dict[str, Any])]
+AdapterRow = Annotated[str | dict[str, Any], by_shape(lambda row: isinstance(row, dict), str, dict[str, Any])]
 
 
 class AdapterRequest(Body):
@@ -329,7 +328,7 @@ class AdapterRequest(Body):
     name: AdapterName
     source: Location
     task: AdapterName | None = None
-    rows: Annotated[list[Row], Field(fail_fast=True, min_length=1)] | None = None
+    rows: Annotated[list[AdapterRow], Field(fail_fast=True, min_length=1)] | None = None
     corpus: Location | None = None
 
     @model_validator(mode="after")

@@ -13,10 +13,10 @@ from lorafleet.engine import Engine, Generation, GenerationRequest, Piece, Token
 from lorafleet.engine.text import HALF, TextStream
 from lorafleet.errors import EngineFull
 from serve.answering import Answering
-from serve.answers import utf8, written
+from serve.answers import json_response, utf8
 from serve.generator import generate
 from serve.protocol.responses import Health
-from serve.transcript import Transcript, tell, token_text
+from serve.transcript import Transcript, token_text, transcribe
 
 TOKENIZER = tiny_tokenizer(adds_bos=False)
 
@@ -105,12 +105,12 @@ def test_alternatives_are_written_off_the_event_loop_and_one_answer_after_the_ot
     async def drive():
         answers = await generate(engine, asked, [pieces.append for pieces in heard])
         loop, dumped = threading.get_ident(), []
-        whole = await tell(tokenizer, answers, heard)
+        whole = await transcribe(tokenizer, answers, heard)
         assert loop not in tokenizer.threads and tokenizer.threads.total() > 4 * 30 * 20
         assert [len(tokens) for tokens in whole] == [31] * 4
         # Whoever gives up while the first answer is written does not have the others written.
         tokenizer.threads.clear()
-        telling = asyncio.create_task(tell(tokenizer, answers, heard))
+        telling = asyncio.create_task(transcribe(tokenizer, answers, heard))
         while not tokenizer.threads:
             await asyncio.sleep(0)
         telling.cancel()
@@ -122,7 +122,7 @@ def test_alternatives_are_written_off_the_event_loop_and_one_answer_after_the_ot
             dumped.append(threading.get_ident())
             return Health()
 
-        assert [(await written(answer, large)).body for large in (True, False)] == [b'{"status":"ok"}'] * 2
+        assert [(await json_response(answer, large)).body for large in (True, False)] == [b'{"status":"ok"}'] * 2
         assert dumped[0] != loop == dumped[1]
 
     asyncio.run(drive())

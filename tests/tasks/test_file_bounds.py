@@ -13,8 +13,8 @@ import pytest
 from lorafleet.errors import TaskError
 from lorafleet.tasks.bounds import ByteLimit
 from lorafleet.tasks.files import read_rows
-from lorafleet.tasks.pages import read_pages
 from lorafleet.tasks.parquet import LEAST_LIMIT
+from lorafleet.tasks.parquet_pages import read_pages
 
 MIB = 2**20
 COLUMNS = frozenset({"text"})
