@@ -6,7 +6,7 @@ import platform
 import shlex
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import typer
@@ -57,17 +57,17 @@ def doctor(
 def _examine(settings: Settings) -> Iterator[Finding]:
     yield Finding("python", True, platform.python_version())
     yield from (_package(name) for name in PACKAGES)
-    yield _base_model(settings)
-    yield _encoder(settings)
-    yield _device(settings)
-    yield _memory()
-    yield _disk(settings)
-    yield _state(settings)
-    yield _permissions(settings)
-    yield _ray_token()
-    yield _chroma(settings)
-    yield _endpoint(settings)
-    yield _adapters(settings)
+    for check, examine in EXAMINED.items():
+        yield _finding(check, examine, settings)
+
+
+def _finding(check: str, examine: Callable[[Settings], Finding], settings: Settings) -> Finding:
+    try:
+        return examine(settings)
+    except LoRAFleetError as error:
+        return Finding(check, False, error.problem, error.mend)
+    except OSError as error:
+        return Finding(check, False, f"cannot read {error.filename}: {error.strerror}", "Let this user read it")
 
 
 def _package(name: str) -> Finding:
@@ -80,20 +80,14 @@ def _package(name: str) -> Finding:
 def _base_model(settings: Settings) -> Finding:
     from lorafleet.models import check_readable
 
-    try:
-        check_readable(settings.models)
-    except LoRAFleetError as error:
-        return Finding("base model", False, error.problem, error.mend)
+    check_readable(settings.models)
     return Finding("base model", True, settings.models.base)
 
 
 def _encoder(settings: Settings) -> Finding:
     from lorafleet.models import locate
 
-    try:
-        source = locate(settings.models.encoder)
-    except LoRAFleetError as error:
-        return Finding("encoder", False, error.problem, error.mend)
+    source = locate(settings.models.encoder)
     return Finding("encoder", True, settings.models.encoder if source.local else f"{source.location}, from the hub")
 
 
@@ -102,15 +96,12 @@ def _device(settings: Settings) -> Finding:
 
     from lorafleet.models import pick_device, pick_dtype
 
-    try:
-        device = pick_device(settings.models.device)
-    except LoRAFleetError as error:
-        return Finding("device", False, error.problem, error.mend)
+    device = pick_device(settings.models.device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     return Finding("device", True, f"{name}, {str(pick_dtype(settings.models.dtype, device)).removeprefix('torch.')}")
 
 
-def _memory() -> Finding:
+def _memory(_: Settings) -> Finding:
     import psutil
 
     free = psutil.virtual_memory().available / 2**30
@@ -128,10 +119,7 @@ def _disk(settings: Settings) -> Finding:
 def _state(settings: Settings) -> Finding:
     if not settings.state.exists():
         return Finding("state", True, f"{settings.state} will be made")
-    try:
-        check_state_writable(settings.state)
-    except LoRAFleetError as error:
-        return Finding("state", False, error.problem, error.mend)
+    check_state_writable(settings.state)
     return Finding("state", True, f"{settings.state} can be written")
 
 
@@ -160,12 +148,9 @@ def _permissions(settings: Settings) -> Finding:
     return Finding("permissions", True, "nobody else changes the state or reads the keys")
 
 
-def _ray_token() -> Finding:
-    try:
-        file = token_file()
-        check_private()
-    except LoRAFleetError as error:
-        return Finding("ray token", False, error.problem, error.mend)
+def _ray_token(_: Settings) -> Finding:
+    file = token_file()
+    check_private()
     if file is None:
         return Finding("ray token", True, "in RAY_AUTH_TOKEN")
     there = os.path.lexists(file)
@@ -178,10 +163,7 @@ def _chroma(settings: Settings) -> Finding:
 
     if not server.answers(settings.index):
         return Finding("chroma", True, f"no server at {settings.index.url}", "lorafleet up starts one")
-    try:
-        rows = sum(open_index(settings, prompt_version()).counts().values())
-    except LoRAFleetError as error:
-        return Finding("chroma", False, error.problem, error.mend)
+    rows = sum(open_index(settings, prompt_version()).counts().values())
     return Finding("chroma", True, f"{rows} rows at {settings.index.url}")
 
 
@@ -197,8 +179,20 @@ def _endpoint(settings: Settings) -> Finding:
 def _adapters(settings: Settings) -> Finding:
     from lorafleet.adapters import stored_adapters
 
-    try:
-        count = len(stored_adapters(settings).adapters)
-    except LoRAFleetError as error:
-        return Finding("adapters", False, error.problem, error.mend)
+    count = len(stored_adapters(settings).adapters)
     return Finding("adapters", True, f"{count} in {settings.adapters}", "" if count else "lorafleet train makes them")
+
+
+EXAMINED = {
+    "base model": _base_model,
+    "encoder": _encoder,
+    "device": _device,
+    "memory": _memory,
+    "disk": _disk,
+    "state": _state,
+    "permissions": _permissions,
+    "ray token": _ray_token,
+    "chroma": _chroma,
+    "endpoint": _endpoint,
+    "adapters": _adapters,
+}

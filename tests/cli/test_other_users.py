@@ -67,6 +67,14 @@ def test_without_a_home_folder_doctor_says_what_to_set(state, tmp_path):
     assert "FAULT  ray token     this user has no home folder for Ray's token" in said
 
 
+def test_doctor_names_a_state_that_it_may_not_read_and_goes_on(state):
+    state.chmod(0o700)
+    done = run(LORAFLEET, "doctor", "--state", state, "--set", "index.url=http://127.0.0.1:9", LORAFLEET_CACHE="/nowhere")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert f"FAULT  state         nothing can be written to state = {state}: Permission denied" in done.stdout
+    assert f"FAULT  adapters      cannot read {state}/adapters: Permission denied" in done.stdout
+
+
 def test_what_only_its_owner_may_read_is_called_so_and_not_missing(state, make_adapter):
     adapter = make_adapter("seas")
     open_to_all(adapter)
