@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, repeat
 from typing import Any, TypeVar
 
@@ -89,9 +90,7 @@ class Version:
         seen = 0
         while True:
             page = self._ask(
-                lambda seen=seen: self._collection.get(  # type: ignore[misc]
-                    where=where, include=["metadatas"], limit=IDENTIFIERS_AT_ONCE, offset=seen
-                )
+                partial(self._collection.get, where=where, include=["metadatas"], limit=IDENTIFIERS_AT_ONCE, offset=seen)
             )
             digests, metadatas = page["ids"], page["metadatas"] or []
             if digests:
@@ -118,11 +117,7 @@ class Version:
         for first in range(0, len(identifiers), ROWS_READ_AT_ONCE):
             wanted = dict.fromkeys(identifiers[first : first + ROWS_READ_AT_ONCE])
             digests = list(dict.fromkeys(map(digest_of, wanted)))
-            found = self._ask(
-                lambda digests=digests: self._collection.get(  # type: ignore[misc]
-                    ids=digests, include=["embeddings", "metadatas", "uris"]
-                )
-            )
+            found = self._ask(partial(self._collection.get, ids=digests, include=["embeddings", "metadatas", "uris"]))
             entries, places = [], []
             for place, (digest, record) in enumerate(_records(found)):
                 for task, copies in record.copies.items():
@@ -160,7 +155,7 @@ class Version:
                 for digest, record in found.items()
             }
             if gone := [digest for digest, record in left.items() if not record.copies]:
-                self._ask(lambda gone=gone: self._collection.delete(ids=gone))  # type: ignore[misc]
+                self._ask(partial(self._collection.delete, ids=gone))
             self._change({digest: record for digest, record in left.items() if record.copies}, found)
 
     def wake(self) -> None:
@@ -187,9 +182,7 @@ class Version:
         for first in range(0, len(embeddings), QUERIES_AT_ONCE):
             vectors = embeddings[first : first + QUERIES_AT_ONCE]
             answer = self._ask(
-                lambda vectors=vectors: self._collection.query(  # type: ignore[misc]
-                    query_embeddings=vectors, n_results=neighbours, where=where, include=include
-                )
+                partial(self._collection.query, query_embeddings=vectors, n_results=neighbours, where=where, include=include)
             )
             metadatas, distances = answer["metadatas"] or [], answer["distances"] or []
             uris = answer["uris"] if texts else [[""] * len(near) for near in metadatas]
@@ -230,9 +223,7 @@ class Version:
         found: dict[str, Record] = {}
         for first in range(0, len(digests), ROWS_READ_AT_ONCE):
             part = list(digests[first : first + ROWS_READ_AT_ONCE])
-            answer = self._ask(
-                lambda part=part: self._collection.get(ids=part, include=["metadatas", "uris"])  # type: ignore[misc]
-            )
+            answer = self._ask(partial(self._collection.get, ids=part, include=["metadatas", "uris"]))
             found.update(_records(answer))
         return found
 
