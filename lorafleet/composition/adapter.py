@@ -9,7 +9,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from lorafleet.composition.files import WEIGHTS_FILE
-from lorafleet.composition.patterns import PatternError
 from lorafleet.composition.peft_format import read_config, read_layers
 from lorafleet.errors import AdapterError
 
@@ -90,8 +89,6 @@ def load_adapter(folder: Path, name: str | None = None) -> Adapter:
             }
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"adapter {name}: cannot read {folder / WEIGHTS_FILE}: {error}") from None
-    except PatternError as error:
-        raise AdapterError(f"adapter {name}: alpha_pattern: {error}", "Use fewer patterns, or names of modules") from None
     for module, layer in layers.items():
         if not math.isfinite(layer.largest):
             raise AdapterError(f"adapter {name}: {module} holds a value that is not finite")

@@ -81,11 +81,7 @@ class AdapterConfig(BaseModel):
         return Patterns(self.alpha_pattern or ())
 
     def scale(self, module: str, rank: int) -> float:
-        """alpha / rank, or alpha / sqrt(rank), of a module.
-
-        Raises:
-            PatternError: the keys of alpha_pattern take too long.
-        """
+        """alpha / rank, or alpha / sqrt(rank), of a module."""
         key = self.patterns.key_for(module)
         alpha = self.lora_alpha if key is None or self.alpha_pattern is None else self.alpha_pattern[key]
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
@@ -140,7 +136,7 @@ def read_config(folder: Path, name: str) -> AdapterConfig:
 
 
 def _check_patterns(found: Mapping[str, object], field: str, name: str, path: Path) -> None:
-    hint = "Use names of modules, or patterns as docs/pool.md lists them"
+    hint = "Use names of modules, or patterns that RE2 takes (docs/pool.md)"
     for key in found:
         try:
             Patterns([key])

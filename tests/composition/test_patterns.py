@@ -1,11 +1,11 @@
-"""The keys of alpha_pattern: what is read matches as in PEFT, what is not is refused, and the work is bounded."""
+"""The keys of alpha_pattern: what is taken matches as in PEFT, and no key takes exponential time."""
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from peft.utils.other import get_pattern_key
 
-from lorafleet.composition.patterns import MOST_PATTERNS, MOST_STEPS, PatternError, Patterns
+from lorafleet.composition.patterns import MOST_PATTERNS, PatternError, Patterns
 
 NAMES = [
     f"model.layers.{layer}.{part}"
@@ -36,56 +36,40 @@ def test_keys_match_as_in_peft(found, name):
 @pytest.mark.parametrize(
     "key",
     [
-        "(.+)+!",
-        "(a|a)*b",
-        "(a?){9}b",
         "(?=a)a",
         "(?<!a)b",
         r"(a)\1",
-        "(?P<x>a)",
-        "(?i)a",
         "(?>a)",
         "a*+",
         "a**",
         "q_proj(",
-        "q)(k",
+        "q)",
         "[z-a]",
-        "[[:alpha:]]",
         "*",
-        "a b",
-        "é",
-        "\n",
-        "[a]" * 100,
         "(" * 200,
+        "a" * 300,
+        r"(\w{0,900}){9}",
     ],
 )
-def test_other_keys_are_refused_before_they_run(key):
+def test_other_keys_are_refused(key):
     with pytest.raises(PatternError):
         Patterns(["q_proj", key])
 
 
-@pytest.mark.parametrize("key", [".*" * 8 + "x", "(a|a)" * 40 + "x", "a?" * 60 + "a" * 60, "\\w*" * 50])
-def test_the_steps_of_a_match_grow_with_the_name_and_not_with_its_ways(key):
-    patterns = Patterns([key])
-    patterns.key_for("a" * 50)
-    short = patterns.steps
-    patterns.key_for("a" * 100)
-    assert patterns.steps - short < 5 * short < 5 * len(key) * 50 * 50
+@pytest.mark.parametrize("key", ["(.+)+!", "(a|a)*b", "(a?){60}a{60}b", ".*" * 8 + "x", r"(\w*)*\d"])
+def test_keys_that_take_exponential_time_elsewhere_come_to_an_end(key):
+    """By `re` the first would take longer than the world has."""
+    assert Patterns([key]).key_for("a" * 10_000) is None
 
 
-def test_plain_names_of_all_modules_take_a_step_for_each_part():
+def test_plain_names_of_all_modules_are_looked_up():
     names = [f"model.layers.{layer}.self_attn.q_proj" for layer in range(2000)]
     patterns = Patterns(names)
     assert [patterns.key_for(name) for name in names] == names
-    assert patterns.steps == 5 * len(names)
+    assert patterns.key_for("model.layers.0.self_attn.k_proj") is None
 
 
-def test_too_many_keys_and_too_much_work_are_refused():
+def test_too_many_keys_are_refused():
     Patterns([f"q{number}" for number in range(10 * MOST_PATTERNS)])
     with pytest.raises(PatternError, match=f"{MOST_PATTERNS + 1} keys with regular expressions"):
         Patterns([f"q{number}.*" for number in range(MOST_PATTERNS + 1)])
-    patterns = Patterns([r"\w{0,200}" * 20 + "x"])
-    with pytest.raises(PatternError, match="steps"):
-        for _ in range(10_000):
-            patterns.key_for("a" * 500)
-    assert patterns.steps < MOST_STEPS + 1000
