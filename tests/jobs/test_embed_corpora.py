@@ -322,8 +322,8 @@ def test_chroma_and_the_driver_killed_in_the_middle_leave_what_an_undisturbed_ru
     calm = settings("calm")
     seed(calm, {"colours": [KEY.format(thing.strip()) for thing in old]})
     server.stop(calm)
-    shutil.copytree(calm.state / "chroma", tmp_path / "rough" / "chroma")
     rough = settings("rough")
+    shutil.copytree(calm.chroma, rough.chroma)
     for one in (calm, rough):
         server.start(one)
     before = contents(rough)
