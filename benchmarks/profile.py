@@ -1,4 +1,4 @@
-"""Where the engine's time goes on a GPU: passes, what lies between them, and kernels.
+"""Measure the engine on a GPU by passes, by the time between them, and by kernels.
 
     python -m benchmarks.profile --model 7b --adapters 22 --rank 64 --requests 512 --rows 256
 
